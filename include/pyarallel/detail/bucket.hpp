@@ -1,0 +1,203 @@
+// The arithmetic of a rate limit: which moment is the next caller's. Time is a parameter.
+//
+// GCRA, the generic cell rate algorithm (ITU-T I.371): a token is a stretch of time. `tail_` is where
+// the next reservation starts; a reservation of length `cost` that starts at s falls due at
+// s + cost - burst_time, which is in the past while the bucket holds enough. Reservations are taken
+// ahead of their time, so that every waiter sleeps until its own moment, and a waiter that is woken
+// late does not delay those behind it.
+//
+// A waiter that gives up hands its reservation back: at the tail by moving the tail, elsewhere as a
+// hole that the next caller fills. Everything is lock-free, and plain atomics of fixed size.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+#include "pyarallel/detail/clock.hpp"
+
+namespace pyarallel::detail {
+
+struct Reservation {
+  TimePoint start;
+  Duration cost;
+  TimePoint due;  // nothing may start before
+};
+
+class Bucket {
+ public:
+  /// `per_token`: nanoseconds; `burst`: tokens at once.
+  Bucket(double per_token, int burst) noexcept
+      : per_token_(per_token), one_token_(scaled(per_token, 1)), burst_time_(scaled(static_cast<double>(one_token_.count()), burst)) {}
+
+  /// The first moment for `tokens` from `now` on, unless it lies after `latest`.
+  std::optional<Reservation> reserve(TimePoint now, double tokens, TimePoint latest) noexcept {
+    const Duration cost = cost_of(tokens);
+    if (holes_in_use_.load(std::memory_order_relaxed) > 0) {
+      if (auto hole = fill_hole(now, cost, latest)) return hole;
+    }
+    Ticks tail = tail_.load(std::memory_order_relaxed);
+    while (true) {
+      const Reservation next = next_at(tail, now, cost);
+      if (next.due > latest) return std::nullopt;
+      if (!tail_.compare_exchange_weak(tail, ticks(add_saturating(next.start, cost)), std::memory_order_seq_cst,
+                                       std::memory_order_relaxed)) {
+        continue;
+      }
+      // A pause that came in between holds this reservation too. The order of tail_ and
+      // paused_until_ is the same for all (seq_cst): either we see the pause, or it came after us.
+      if (!overtaken(next)) return next;
+      tail = tail_.load(std::memory_order_relaxed);
+    }
+  }
+
+  /// True if a pause began since the reservation was made and holds it: reserve again. Its old
+  /// place lies before the end of the pause, where nobody may start, so nothing is lost.
+  bool overtaken(const Reservation& reservation) const noexcept {
+    return time(paused_until_.load(std::memory_order_seq_cst)) > reservation.due;
+  }
+
+  /// An abandoned reservation consumes nothing.
+  void give_back(TimePoint now, const Reservation& reservation) noexcept {
+    if (!retreat_tail(reservation.start, reservation.cost)) leave_hole(now, reservation);
+    // Holes that now end at the tail are part of the free future again.
+    for (bool again = holes_in_use_.load(std::memory_order_relaxed) > 0; again;) {
+      again = false;
+      for (Hole& hole : holes_) {
+        const auto taken = take(hole);
+        if (!taken) continue;
+        if (retreat_tail(taken->start, taken->cost)) {
+          again = true;
+        } else {
+          leave_hole(now, *taken);
+        }
+      }
+    }
+  }
+
+  /// Nothing falls due before `until`; the furthest call wins. At `until` one token is there.
+  void pause(TimePoint until) noexcept {
+    Ticks current = paused_until_.load(std::memory_order_relaxed);
+    while (current < ticks(until) &&
+           !paused_until_.compare_exchange_weak(current, ticks(until), std::memory_order_seq_cst)) {
+    }
+  }
+
+  /// When the next reservation of `tokens` would fall due; takes nothing.
+  TimePoint next_due(TimePoint now, double tokens) const noexcept {
+    const Duration cost = cost_of(tokens);
+    TimePoint due = next_at(tail_.load(std::memory_order_relaxed), now, cost).due;
+    if (holes_in_use_.load(std::memory_order_relaxed) > 0) {
+      for (const Hole& hole : holes_) {
+        const Ticks start = hole.start.load(std::memory_order_acquire);
+        if (start < first_time) continue;
+        const Reservation candidate = reservation_at(time(start), cost);
+        if (Duration{hole.cost.load(std::memory_order_relaxed)} >= cost && usable(candidate, now)) {
+          due = std::min(due, candidate.due);
+        }
+      }
+    }
+    return due;
+  }
+
+ private:
+  using Ticks = std::int64_t;  // nanoseconds of the steady clock
+  static_assert(std::atomic<Ticks>::is_always_lock_free);
+
+  // A place in the future that was reserved and handed back. Any value of `start` below first_time
+  // is a state, not a time.
+  struct Hole {
+    std::atomic<Ticks> start{unused};
+    std::atomic<Ticks> cost{0};
+  };
+  static constexpr Ticks unused = std::numeric_limits<Ticks>::min();
+  static constexpr Ticks in_transit = unused + 1;
+  static constexpr Ticks first_time = unused + 2;
+
+  static constexpr double furthest = 1e17;  // three years in nanoseconds: rates slower than that are all "never"
+
+  static Ticks ticks(TimePoint t) noexcept { return t.time_since_epoch().count(); }
+  static TimePoint time(Ticks t) noexcept { return TimePoint{Duration{t}}; }
+  static Duration scaled(double length, double by) noexcept {
+    return Duration{static_cast<Ticks>(std::ceil(std::min(length * by, furthest)))};
+  }
+
+  // Rounded up, so that the limit is never exceeded, not even by a nanosecond in a million.
+  Duration cost_of(double tokens) const noexcept { return tokens == 1 ? one_token_ : scaled(per_token_, tokens); }
+
+  Reservation reservation_at(TimePoint start, Duration cost) const noexcept {
+    return {start, cost, add_saturating(start, cost) - burst_time_};
+  }
+
+  Reservation next_at(Ticks tail, TimePoint now, Duration cost) const noexcept {
+    TimePoint start = std::max(time(tail), now);
+    const Ticks paused_until = paused_until_.load(std::memory_order_seq_cst);
+    if (paused_until != unused) start = std::max(start, add_saturating(time(paused_until), burst_time_ - one_token_));
+    Reservation next = reservation_at(start, cost);
+    next.due = std::max(next.due, now);
+    return next;
+  }
+
+  bool usable(const Reservation& reservation, TimePoint now) const noexcept {
+    return reservation.due >= now && !overtaken(reservation);
+  }
+
+  bool retreat_tail(TimePoint start, Duration cost) noexcept {
+    Ticks end = ticks(add_saturating(start, cost));
+    return tail_.compare_exchange_strong(end, ticks(start), std::memory_order_seq_cst);
+  }
+
+  std::optional<Reservation> take(Hole& hole) noexcept {
+    Ticks start = hole.start.load(std::memory_order_relaxed);
+    if (start < first_time || !hole.start.compare_exchange_strong(start, in_transit, std::memory_order_acquire)) {
+      return std::nullopt;
+    }
+    const Reservation content = reservation_at(time(start), Duration{hole.cost.load(std::memory_order_relaxed)});
+    hole.start.store(unused, std::memory_order_release);
+    holes_in_use_.fetch_sub(1, std::memory_order_relaxed);
+    return content;
+  }
+
+  // With all holes in use the place is lost: some throughput, never a grant too many.
+  void leave_hole(TimePoint now, const Reservation& reservation) noexcept {
+    if (!usable(reservation, now)) return;
+    for (Hole& hole : holes_) {
+      Ticks expected = unused;
+      if (!hole.start.compare_exchange_strong(expected, in_transit, std::memory_order_acquire)) continue;
+      hole.cost.store(reservation.cost.count(), std::memory_order_relaxed);
+      holes_in_use_.fetch_add(1, std::memory_order_relaxed);
+      hole.start.store(ticks(reservation.start), std::memory_order_release);
+      return;
+    }
+  }
+
+  std::optional<Reservation> fill_hole(TimePoint now, Duration cost, TimePoint latest) noexcept {
+    for (Hole& hole : holes_) {
+      const auto content = take(hole);
+      if (!content) continue;
+      if (!usable(*content, now)) continue;  // its time has passed: forgotten
+      const Reservation wanted = reservation_at(content->start, cost);
+      if (cost > content->cost || wanted.due > latest || !usable(wanted, now)) {
+        leave_hole(now, *content);
+        continue;
+      }
+      leave_hole(now, reservation_at(content->start + cost, content->cost - cost));
+      return wanted;
+    }
+    return std::nullopt;
+  }
+
+  const double per_token_;
+  const Duration one_token_;
+  const Duration burst_time_;
+  alignas(64) std::atomic<Ticks> tail_{unused};
+  std::atomic<Ticks> paused_until_{unused};
+  std::atomic<int> holes_in_use_{0};
+  std::array<Hole, 32> holes_;
+};
+
+}  // namespace pyarallel::detail

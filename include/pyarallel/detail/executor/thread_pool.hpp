@@ -1,0 +1,244 @@
+// The threads behind Executor::thread: one pool for the process, started on demand, kept for the next call.
+//
+// A call offers a job: a body that up to `wanted` threads may join. Nobody is assigned: idle threads
+// come and look for open jobs, and the calling thread may close the job at any time, after which
+// nobody new joins it. So a call never waits for a thread that has not begun.
+//
+// The caller pays for one wake-up (or one thread start) only: each thread that joins wakes up to two
+// more while the job wants some, so that 1000 workers are there after ten generations.
+//
+// Life and death. The pool is never destroyed: a call from a destructor of a static object must still
+// find it. At exit a static object joins the idle threads; threads that are busy then belong to a call
+// that some other thread has in progress, and are left alone, as exit() leaves any running thread.
+// Calls after that start threads that are joined when the job closes. A forked child has none of the
+// parent's threads: it starts over with a new pool.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <iterator>
+#include <list>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#if __has_include(<unistd.h>)
+#include <pthread.h>
+#endif
+
+#include "pyarallel/detail/function_ref.hpp"
+
+namespace pyarallel::detail {
+
+class ThreadPool {
+ public:
+  /// Work that several threads may join, each as a worker with a number of its own.
+  class Job {
+   public:
+    /// Numbers are first_worker, first_worker + 1, ... below first_worker + most. `body` must not throw.
+    Job(std::size_t first_worker, std::size_t most, FunctionRef<void(std::size_t)> body)
+        : body_(body), next_worker_(first_worker), wanted_(most) {}
+    Job(const Job&) = delete;
+    Job& operator=(const Job&) = delete;
+
+   private:
+    friend class ThreadPool;
+    FunctionRef<void(std::size_t)> body_;
+    std::size_t next_worker_;
+    std::vector<std::size_t> returned_workers_;  // numbers of those who left
+    std::size_t wanted_;                         // how many more may join now
+    std::size_t left_ = 0;                       // how many found nothing more to do, and may be called again
+    std::atomic<std::size_t> inside_{0};         // changed under the pool's mutex, read by a spinning closer
+    std::condition_variable all_left_;
+  };
+
+  static ThreadPool& instance() {
+    ThreadPool* pool = current().load(std::memory_order_acquire);
+    return pool != nullptr ? *pool : create();
+  }
+
+  /// Lets threads join. False if none can be had at once; some may still come when they are free.
+  bool open(Job& job) {
+    std::unique_lock lock{mutex_};
+    open_jobs_.push_back(&job);
+    return call_one(lock);
+  }
+
+  /// There is work again for threads that found none and left.
+  void call_again(Job& job) {
+    std::unique_lock lock{mutex_};
+    job.wanted_ += std::exchange(job.left_, 0);
+    if (job.wanted_ > 0) call_one(lock);
+  }
+
+  /// Nobody joins any more; returns when all have left.
+  void close(Job& job) {
+    {
+      std::unique_lock lock{mutex_};
+      remove(job);
+      if (job.inside_.load(std::memory_order_relaxed) == 0) {
+        if (exiting_) join_threads(lock);
+        return;
+      }
+    }
+    // The last worker is often about to finish, and being woken takes longer than that.
+    for (int spin = 0; spin < 200 && job.inside_.load(std::memory_order_relaxed) != 0; ++spin) {
+      std::this_thread::yield();
+    }
+    std::unique_lock lock{mutex_};
+    // Under the mutex also where the spin succeeded: the last worker lets go of the job with it held.
+    job.all_left_.wait(lock, [&] { return job.inside_.load(std::memory_order_relaxed) == 0; });
+    if (exiting_) join_threads(lock);
+  }
+
+ private:
+  struct Thread {
+    std::jthread thread;
+    bool busy = false;  // with a job
+  };
+
+  ThreadPool() = default;
+
+  static std::atomic<ThreadPool*>& current() noexcept {
+    static std::atomic<ThreadPool*> pool{nullptr};
+    return pool;
+  }
+
+  static ThreadPool& create() {
+    static ThreadPool* const first = [] {
+      auto* pool = new ThreadPool;  // never deleted, see above
+      current().store(pool, std::memory_order_release);
+#if __has_include(<unistd.h>)
+      pthread_atfork(nullptr, nullptr, [] { current().store(new ThreadPool, std::memory_order_release); });
+#endif
+      return pool;
+    }();
+    static const struct JoinAtExit {
+      JoinAtExit() = default;
+      JoinAtExit(const JoinAtExit&) = delete;
+      JoinAtExit& operator=(const JoinAtExit&) = delete;
+      ~JoinAtExit() {
+        ThreadPool& pool = instance();
+        std::unique_lock lock{pool.mutex_};
+        pool.exiting_ = true;
+        pool.join_threads(lock);
+      }
+    } join_at_exit;
+    static_cast<void>(first);
+    return *current().load(std::memory_order_acquire);
+  }
+
+  // All that are not busy; they leave as soon as they see that the process exits.
+  void join_threads(std::unique_lock<std::mutex>& lock) {
+    std::list<Thread> leaving;
+    for (auto thread = threads_.begin(); thread != threads_.end();) {
+      const auto next = std::next(thread);
+      if (!thread->busy) leaving.splice(leaving.end(), threads_, thread);
+      thread = next;
+    }
+    work_.notify_all();
+    lock.unlock();
+    leaving.clear();
+  }
+
+  void remove(Job& job) {
+    open_jobs_.erase(std::ranges::find(open_jobs_, &job));
+    job.wanted_ = 0;
+  }
+
+  // One more thread on its way to the open jobs: an idle one, or a new one. False if that is impossible.
+  bool call_one(std::unique_lock<std::mutex>& lock) {
+    if (idle_ > coming_) {
+      ++coming_;
+      work_.notify_one();
+      return true;
+    }
+    ++coming_;
+    // Out of the lock: starting a thread takes as long as a thousand small items.
+    lock.unlock();
+    std::list<Thread> started(1);
+    bool ok = true;
+    try {
+      Thread& self = started.front();
+      started.front().thread = std::jthread([this, &self] { serve(self); });
+    } catch (const std::system_error&) {
+      ok = false;
+    }
+    lock.lock();
+    if (ok) {
+      threads_.splice(threads_.end(), started);
+    } else {
+      --coming_;
+    }
+    return ok;
+  }
+
+  Job* job_that_wants() {
+    const auto found = std::ranges::find_if(open_jobs_, [](const Job* job) { return job->wanted_ > 0; });
+    return found != open_jobs_.end() ? *found : nullptr;
+  }
+
+  std::size_t wanted() const {
+    std::size_t sum = 0;
+    for (const Job* job : open_jobs_) sum += job->wanted_;
+    return sum;
+  }
+
+  void serve(Thread& self) {
+    std::unique_lock lock{mutex_};
+    --coming_;
+    while (true) {
+      if (Job* job = job_that_wants()) {
+        self.busy = true;
+        join(*job, lock);
+        self.busy = false;
+        continue;
+      }
+      if (exiting_) return;
+      ++idle_;
+      work_.wait(lock);
+      --idle_;
+      // After a spurious wake-up this counts one too few for a moment: an extra call, never a missing one.
+      if (coming_ > 0) --coming_;
+      if (exiting_) return;
+    }
+  }
+
+  void join(Job& job, std::unique_lock<std::mutex>& lock) {
+    --job.wanted_;
+    job.inside_.fetch_add(1, std::memory_order_relaxed);
+    std::size_t worker = job.next_worker_;
+    if (job.returned_workers_.empty()) {
+      ++job.next_worker_;
+    } else {
+      worker = job.returned_workers_.back();
+      job.returned_workers_.pop_back();
+    }
+    // While anything is wanted somewhere, somebody is on the way: whoever arrives sees to that. (A
+    // thread that cannot be started is no error: jobs go on with those that are there.)
+    for (int i = 0; i < 2 && wanted() > coming_; ++i) {
+      if (!call_one(lock)) break;
+    }
+    lock.unlock();
+    job.body_(worker);
+    lock.lock();
+    job.returned_workers_.push_back(worker);
+    ++job.left_;
+    // The closer may destroy the job as soon as it has the mutex again.
+    if (job.inside_.fetch_sub(1, std::memory_order_relaxed) == 1) job.all_left_.notify_one();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable work_;
+  std::vector<Job*> open_jobs_;
+  std::list<Thread> threads_;
+  std::size_t idle_ = 0;    // waiting for work
+  std::size_t coming_ = 0;  // called or started, and not there yet
+  bool exiting_ = false;
+};
+
+}  // namespace pyarallel::detail

@@ -1,0 +1,180 @@
+// One item's way through rate limit, attempts, retries and time limits to its final outcome. The
+// same for every executor: what differs is where call() runs.
+#pragma once
+
+#include <algorithm>
+#include <exception>
+#include <new>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <typeinfo>
+#include <utility>
+
+#include "pyarallel/detail/clock.hpp"
+#include "pyarallel/detail/run/receipt.hpp"
+#include "pyarallel/detail/run/run.hpp"
+#include "pyarallel/error.hpp"
+#include "pyarallel/retry.hpp"
+
+namespace pyarallel::detail {
+
+/// An item's function and the place for its value.
+class Call {
+ public:
+  /// Runs fn and keeps its value, or throws what fn throws.
+  virtual void run(const Task& task) = 0;
+  /// Destroys the value of the last run().
+  virtual void discard() noexcept = 0;
+
+ protected:
+  ~Call() = default;
+};
+
+/// What became of an item. No error: it has a value, if it ran at all.
+struct Outcome {
+  bool ran = true;
+  std::exception_ptr error;
+  Receipt receipt;
+};
+
+/// A retry predicate threw something that is not one of the standard exception types; nested in it is
+/// the item's own exception.
+struct PredicateError : std::runtime_error {
+  using runtime_error::runtime_error;
+};
+
+/// The exception of a retry predicate, with the item's own nested in it.
+inline std::exception_ptr nest_in_predicate_error(const std::exception_ptr& predicate_error,
+                                                  const std::exception_ptr& original) {
+  const auto nested_as = [&](const auto& e) -> std::exception_ptr {
+    try {
+      try {
+        std::rethrow_exception(original);
+      } catch (...) {
+        std::throw_with_nested(e);  // nests the exception being handled: the original
+      }
+    } catch (...) {
+      return std::current_exception();
+    }
+  };
+  // Throwing with nesting needs the static type. Where it is not one of these, the name and the text
+  // of the predicate's exception are kept, and its exact type is not.
+  try {
+    std::rethrow_exception(predicate_error);
+  } catch (const std::exception& e) {
+    std::exception_ptr nested;
+    const auto if_exactly = [&]<class E>(std::type_identity<E>) {
+      if (typeid(e) != typeid(E)) return false;
+      nested = nested_as(static_cast<const E&>(e));
+      return true;
+    };
+    const auto if_any_of = [&]<class... E>(std::type_identity<E>... types) { return (if_exactly(types) || ...); };
+    using std::type_identity;
+    if (if_any_of(type_identity<std::runtime_error>{}, type_identity<std::logic_error>{},
+                  type_identity<std::invalid_argument>{}, type_identity<std::out_of_range>{},
+                  type_identity<std::domain_error>{}, type_identity<std::length_error>{},
+                  type_identity<std::range_error>{}, type_identity<std::overflow_error>{},
+                  type_identity<std::underflow_error>{}, type_identity<std::system_error>{},
+                  type_identity<std::bad_alloc>{})) {
+      return nested;
+    }
+    return nested_as(PredicateError("a retry predicate threw " + current_exception_type_name() + ": " + e.what()));
+  } catch (...) {
+    return nested_as(PredicateError("a retry predicate threw " + current_exception_type_name()));
+  }
+}
+
+/// What to do about a failed attempt.
+struct Verdict {
+  bool again = false;
+  Duration delay = {};
+  std::exception_ptr error;  // what to report if it is not tried again
+};
+
+inline Verdict judge(const Plan& plan, const std::exception_ptr& exception, int attempt) {
+  if (plan.retry == nullptr) return {.again = false, .delay = {}, .error = exception};
+  const Retry& retry = *plan.retry;
+  const Error error{exception};
+  try {
+    if (!retry.on.matches(error) || !retry.retry_if(error, true)) {
+      return {.again = false, .delay = {}, .error = exception};
+    }
+    std::optional<Duration> server_wait = retry.wait_from(error, std::nullopt);
+    if (server_wait) {
+      server_wait = std::max(*server_wait, Duration::zero());
+      if (retry.max_server_wait) server_wait = std::min(*server_wait, *retry.max_server_wait);
+      if (plan.limiter) Limiter{*plan.limiter}.pause(*server_wait);
+    }
+    if (attempt >= retry.attempts) return {.again = false, .delay = {}, .error = exception};
+    const Duration delay =
+        server_wait ? *server_wait : backoff_delay(retry, attempt, retry.jitter ? clock().random() : 0);
+    return {.again = true, .delay = delay, .error = exception};
+  } catch (...) {
+    return {.again = false, .delay = {}, .error = nest_in_predicate_error(std::current_exception(), exception)};
+  }
+}
+
+/// Runs one item to its end in this thread, as `task.worker`. `task` is reused from item to item.
+inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call) {
+  const Plan& plan = run.plan();
+  Outcome outcome;
+  Receipt& receipt = outcome.receipt;
+  const auto unrun = [&]() -> Outcome& {
+    outcome.ran = receipt.attempts > 0;  // else the last attempt's error stands (clause T4)
+    return outcome;
+  };
+  std::optional<TimePoint> first_start;
+  task.index = index;
+
+  while (true) {
+    if (run.stopped()) return unrun();
+    if (plan.limiter) {
+      Limiter limiter = *plan.limiter;
+      const Grant grant = acquire(limiter, run.deadline(), run.stop_token());
+      // A token that comes only after the deadline: no use waiting for either (clause L4).
+      if (grant == Grant::too_late) run.stop(StopReason::timed_out);
+      if (grant != Grant::granted || run.stopped()) return unrun();
+    }
+    const TimePoint start = clock().now();
+    if (run.stop_if_due(start)) return unrun();
+    if (!first_start) first_start = start;
+
+    task.attempt = ++receipt.attempts;
+    if (plan.takes_task) task.stop = run.begin_attempt(task.worker, start);
+    bool has_value = false;
+    outcome.error = nullptr;
+    try {
+      call.run(task);
+      has_value = true;
+    } catch (...) {
+      outcome.error = std::current_exception();
+    }
+    if (plan.takes_task) run.end_attempt(task.worker);
+    const TimePoint end = clock().now();
+    receipt.duration = end - *first_start;
+
+    if (plan.task_timeout && end - start > *plan.task_timeout) {
+      // Late is late, also with a value in hand: otherwise the outcome would depend on luck.
+      if (has_value) call.discard();
+      has_value = false;
+      outcome.error = std::make_exception_ptr(TaskTimeout("task_timeout of " + text_of(*plan.task_timeout) +
+                                                          " exceeded: the attempt took " + text_of(end - start)));
+    }
+    if (has_value) return outcome;
+
+    Verdict verdict = judge(plan, outcome.error, receipt.attempts);
+    outcome.error = std::move(verdict.error);
+    if (!verdict.again) {
+      receipt.duration = clock().now() - *first_start;
+      return outcome;
+    }
+    const TimePoint due = add_saturating(end, verdict.delay);
+    const bool slept = clock().sleep_until(std::min(due, run.deadline()), run.stop_token());
+    receipt.duration = clock().now() - *first_start;
+    if (!slept || run.stop_if_due(clock().now())) return outcome;
+  }
+}
+
+}  // namespace pyarallel::detail

@@ -1,0 +1,543 @@
+// A map: the part of a run that knows the types of items and results. It puts values in their places,
+// reports to callbacks, and leaves everything else to the ledger (run.hpp) and the attempt loop.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <ranges>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "pyarallel/detail/clock.hpp"
+#include "pyarallel/detail/executor/thread_pool.hpp"
+#include "pyarallel/detail/run/attempt.hpp"
+#include "pyarallel/detail/run/claims.hpp"
+#include "pyarallel/detail/run/plan.hpp"
+#include "pyarallel/detail/run/raw_array.hpp"
+#include "pyarallel/detail/run/run.hpp"
+#include "pyarallel/detail/run/source.hpp"
+#include "pyarallel/options.hpp"
+#include "pyarallel/result.hpp"
+
+namespace pyarallel::detail {
+
+/// `Invoke` is invoke(item, task), from any thread.
+template <class R, class Items, class Invoke>
+class Collection {
+  using Options = MapOptions<item_t<Items>, R>;
+  using Item = Kept<Items>;
+  static constexpr bool sized = std::ranges::sized_range<Items>;
+
+ public:
+  Collection(Items& items, Invoke& invoke, const Options& options, const Plan& plan)
+      : items_(items),
+        invoke_(invoke),
+        options_(options),
+        plan_(plan),
+        size_(known_size(items)),
+        workers_(plan.runs_inline() ? 1 : sized ? std::min(plan.workers, size_) : plan.workers),
+        values_(size_),
+        receipts_(plan.measured() ? size_ : 0),
+        run_(plan, workers_) {}
+
+  MapResult<R> collect() {
+    bool known_end = true;
+    if constexpr (IndexedInput<Items>) {
+      if (plan_.runs_inline() || !plan_.keyed) {
+        collect_indexed();
+      } else {
+        known_end = collect_pulled();
+      }
+    } else {
+      known_end = collect_pulled();
+    }
+    const std::size_t size = sized ? size_ : pulled_;
+    run_.add_unrun({pulled_, size});
+    Summary summary = run_.finish(size, known_end);
+    summary.keys = std::move(keys_);
+    if (plan_.measured()) {
+      summary.receipts = receipts_.release_contiguous(size, [](std::size_t) { return true; });
+    }
+    auto values = values_.release_contiguous(size, [&](std::size_t i) { return !summary.failure_at(i); });
+    auto result = MapResultAccess<R>::make(std::move(values), std::move(summary));
+    run_.rethrow_call_failure();  // here the result owns the values, and destroys them
+    return result;
+  }
+
+ private:
+  // One item --------------------------------------------------------------------------------------
+
+  template <class Arg>
+  class CallItem final : public Call {
+   public:
+    CallItem(Invoke& invoke, Arg& item, R* place) : invoke_(invoke), item_(item), place_(place) {}
+    void run(const Task& task) override { construct(invoke_, static_cast<Arg&>(item_), task, place_); }
+    void discard() noexcept override { std::destroy_at(place_); }
+
+   private:
+    Invoke& invoke_;
+    Arg& item_;
+    R* place_;
+  };
+
+  template <class Arg>
+  static void construct(Invoke& invoke, Arg& item, const Task& task, R* place) {
+    if constexpr (std::is_void_v<decltype(invoke(item, task))>) {
+      invoke(item, task);
+      std::construct_at(place);
+    } else {
+      ::new (static_cast<void*>(place)) R(invoke(item, task));  // a prvalue is made in place
+    }
+  }
+
+  /// What stands between an item and fn: only what the options ask for.
+  enum class Through { nothing, stop_checks, attempts };
+
+  /// `code` with the constant that fits the plan.
+  template <class Code>
+  auto through(Code&& code) {
+    if (plan_.measured() || plan_.needs_driver()) return code(std::integral_constant<Through, Through::attempts>{});
+    if (plan_.stop.stop_possible() || plan_.max_errors != std::numeric_limits<std::size_t>::max()) {
+      return code(std::integral_constant<Through, Through::stop_checks>{});
+    }
+    return code(std::integral_constant<Through, Through::nothing>{});
+  }
+
+  /// Runs an item and writes down what it gave.
+  template <Through what, class Arg>
+  Resolved run_through(Task& task, std::size_t index, Arg& item) {
+    Resolved resolved{.index = index, .slot = 0, .error = nullptr, .ran = true};
+    if constexpr (what == Through::attempts) {
+      CallItem<Arg> call{invoke_, item, values_.at(index)};
+      Outcome outcome = run_item(run_, task, index, call);
+      resolved.ran = outcome.ran;
+      if (!outcome.ran) return resolved;
+      if (plan_.measured()) *receipts_.at(index) = outcome.receipt;
+      resolved.error = std::move(outcome.error);
+    } else {
+      if constexpr (what == Through::stop_checks) {
+        resolved.ran = !run_.stopped();
+        if (!resolved.ran) return resolved;
+      }
+      task.index = index;
+      try {
+        construct(invoke_, item, task, values_.at(index));
+      } catch (...) {
+        resolved.error = std::current_exception();
+      }
+    }
+    if (resolved.error) run_.add_failure(index, resolved.error);
+    return resolved;
+  }
+
+  // Callbacks (driver) ----------------------------------------------------------------------------
+
+  /// What a callback throws becomes the call's exception; then no callback runs again.
+  void report(const Resolved& item) {
+    if (!plan_.reported || call_failed_) return;
+    guarded([&] {
+      if (options_.on_result) {
+        using Access = ItemResultAccess<R>;
+        auto result = Access::make(item.index, *receipts_.at(item.index),
+                                   item.index < keys_.size() ? keys_[item.index] : ItemKey{});
+        if (item.error) {
+          Access::set_error(result, Error{item.error});
+        } else {
+          Access::look_at(result, values_.at(item.index));
+        }
+        options_.on_result(result);
+      }
+      ++done_;
+      if (options_.on_progress) options_.on_progress(done_, sized ? size_ : pulled_);
+    });
+  }
+
+  /// Runs code of the user that is no item's: what it throws ends the run and leaves the call.
+  template <class Code>
+  bool guarded(Code&& code) {
+    std::exception_ptr exception;
+    try {
+      code();
+      return true;
+    } catch (...) {
+      exception = std::current_exception();
+    }
+    call_failed_ = true;
+    run_.fail_call(std::move(exception));
+    return false;
+  }
+
+  /// Before a worker's first item. False if it threw: the run is over.
+  bool initialize_worker() {
+    if (!plan_.worker_init) return true;
+    std::exception_ptr exception;
+    try {
+      plan_.worker_init();
+      return true;
+    } catch (...) {
+      exception = std::current_exception();
+    }
+    run_.fail_call(std::move(exception));
+    return false;
+  }
+
+  /// Admits the item: its key, and whatever grows with the input.
+  bool admit(std::size_t index, const Item& item) {
+    return guarded([&] {
+      if (!sized) {
+        values_.grow_to(index + 1);
+        if (plan_.measured()) receipts_.grow_to(index + 1);
+      }
+      if (plan_.keyed) keys_.push_back(options_.item_key(std::as_const(item).get()));
+    });
+  }
+
+  // Input by index ----------------------------------------------------------------------------------
+
+  void collect_indexed() {
+    const std::size_t size = size_;
+    pulled_ = size;
+    auto first = std::ranges::begin(items_);
+    Claims claims{size, workers_};
+    auto work = [&](std::size_t worker) { work_indexed(first, claims, worker); };
+
+    if (plan_.runs_inline()) {
+      work(0);
+    } else if (!plan_.needs_driver()) {
+      // The calling thread is worker 0; whether the others come, and when, does not matter.
+      ThreadPool::Job job{1, workers_ - 1, work};
+      job_ = &job;
+      ThreadPool::instance().open(job);
+      work(0);
+      ThreadPool::instance().close(job);
+    } else {
+      std::size_t resolved = 0;
+      with_workers(work, [&] {
+        const auto settle = [&](const Resolved& item) {
+          ++resolved;
+          report(item);
+        };
+        drive(settle, [] { return false; }, [&] { return resolved == size; });
+      });
+    }
+    for (const Range& range : claims.rest()) run_.add_unrun(range);
+  }
+
+  template <class Iterator>
+  void work_indexed(const Iterator& first, Claims& claims, std::size_t worker) {
+    Task task = new_task(worker);
+    const std::size_t most = plan_.window > 0 ? plan_.window / workers_ : size_;
+    Pace pace{plan_.one_by_one() ? 1 : plan_.chunk, most};
+    bool initialized = false;
+
+    while (!run_.stopped()) {
+      const Range claim = claims.take(pace.chunk(), pace.chosen());
+      if (claim.empty()) return;
+      if (!initialized && !initialize_worker()) {
+        claims.give_back(claim);
+        return;
+      }
+      initialized = true;
+      pace.begin();
+      std::size_t next = claim.first;
+      bool quick = true;
+      while (next < claim.last && quick) {
+        const Range block{next, std::min(claim.last, next + pace.block())};
+        next = run_block(first, block, task);
+        if (next < block.last) break;  // the run was stopped
+        if (pace.chosen()) quick = pace.keep_going(block.size());
+      }
+      pace.end();
+      if (next < claim.last) {
+        claims.give_back({next, claim.last});
+        if (!run_.stopped() && job_ != nullptr) ThreadPool::instance().call_again(*job_);
+      }
+    }
+  }
+
+  /// Runs items until the block's end, or the run is stopped; returns the first that did not run.
+  template <class Iterator>
+  std::size_t run_block(const Iterator& first, Range block, Task& task) {
+    return through([&]<Through what>(std::integral_constant<Through, what>) {
+      return run_block_through<what>(first, block, task);
+    });
+  }
+
+  template <Through what, class Iterator>
+  std::size_t run_block_through(const Iterator& first, Range block, Task& task) {
+    std::size_t index = block.first;
+    try {
+      for (; index < block.last; ++index) {
+        const auto offset = static_cast<std::iter_difference_t<Iterator>>(index);
+        if constexpr (stays_put<Items>) {
+          auto& item = first[offset];
+          if (!run_indexed<what>(index, item, task)) break;
+        } else {
+          const item_t<Items> item(first[offset]);  // kept until its last attempt ended
+          if (!run_indexed<what>(index, item, task)) break;
+        }
+      }
+    } catch (...) {
+      run_.fail_call(std::current_exception());  // of the source; those of fn are caught further in
+    }
+    return index;
+  }
+
+  /// False if the item never ran.
+  template <Through what, class Arg>
+  bool run_indexed(std::size_t index, Arg& item, Task& task) {
+    Resolved resolved = run_through<what>(task, index, item);
+    if (!resolved.ran) return false;
+    if constexpr (what == Through::attempts) {
+      if (plan_.runs_inline()) {
+        report(resolved);
+      } else if (plan_.needs_driver()) {
+        run_.handover().resolve(std::move(resolved));
+      }
+    }
+    return true;
+  }
+
+  // Input that is pulled ------------------------------------------------------------------------------
+
+  /// Returns whether the input is known to have ended.
+  bool collect_pulled() {
+    Puller<Items> puller{items_};
+    // An empty input is complete, also where the run is stopped before it begins.
+    bool any = true;
+    if (!sized && !guarded([&] { any = puller.has_next(); })) return false;
+    if (any && plan_.runs_inline()) pull_inline(puller);
+    if (any && !plan_.runs_inline()) pull_for_workers(puller);
+    return puller.exhausted() || (sized && pulled_ == size_);
+  }
+
+  void pull_inline(Puller<Items>& puller) {
+    Task task = new_task(0);
+    Item item;
+    bool initialized = false;
+    while (!run_.stopped() && !(plan_.timeout && run_.stop_if_due(clock().now()))) {
+      bool more = false;
+      const auto pull = [&] {
+        more = puller.has_next();
+        if (more) puller.take(item);
+      };
+      if (!guarded(pull) || !more) return;
+      Resolved resolved{.index = pulled_++, .slot = 0, .error = nullptr, .ran = false};
+      if (admit(resolved.index, item) && (initialized || initialize_worker())) {
+        initialized = true;
+        auto& arg = item.get();
+        resolved = through([&]<Through what>(std::integral_constant<Through, what>) {
+          return run_through<what>(task, resolved.index, arg);
+        });
+      }
+      item.reset();
+      if (resolved.ran) {
+        report(resolved);
+      } else {
+        run_.add_unrun({resolved.index, resolved.index + 1});
+      }
+    }
+  }
+
+  /// A place in the window.
+  struct Slot {
+    std::size_t index = 0;
+    Item item;
+  };
+
+  /// The window: as many slots as were needed at once so far. They never move, for workers use them
+  /// while the driver adds more.
+  struct Window {
+    std::size_t size;
+    GrowingArray<Slot> slots{};
+    std::size_t made = 0;
+    std::vector<std::size_t> free{};
+    std::size_t unresolved = 0;
+
+    explicit Window(std::size_t most) : size(most) {}
+    Window(const Window&) = delete;
+    Window& operator=(const Window&) = delete;
+    ~Window() {
+      while (made > 0) std::destroy_at(slots.at(--made));
+    }
+
+    std::size_t take() {
+      if (free.empty()) {
+        slots.grow_to(made + 1);
+        std::construct_at(slots.at(made));
+        free.push_back(made++);
+      }
+      const std::size_t slot = free.back();
+      free.pop_back();
+      return slot;
+    }
+  };
+
+  void pull_for_workers(Puller<Items>& puller) {
+    Window window{plan_.window > 0 ? plan_.window : 2 * workers_};
+    bool more = true;
+
+    auto work = [&](std::size_t worker) { work_pulled(window, worker); };
+    // Reads one item for the workers, if there is room for it. False if there is none to be had now.
+    const auto admit_one = [&] {
+      if (!more || window.unresolved == window.size || run_.stopped()) return false;
+      more = false;
+      guarded([&] {
+        if (!puller.has_next()) return;
+        const std::size_t place = window.take();
+        Slot& slot = *window.slots.at(place);
+        puller.take(slot.item);
+        slot.index = pulled_++;
+        ++window.unresolved;
+        more = admit(slot.index, slot.item);
+        if (more) {
+          run_.handover().offer(place);
+        } else {
+          settle(window, {.index = 0, .slot = place, .error = nullptr, .ran = false});
+        }
+      });
+      return more;
+    };
+    with_workers(work, [&] {
+      drive([&](Resolved& item) { settle(window, item); }, admit_one,
+            [&] { return !more && window.unresolved == 0; });
+    });
+  }
+
+  void settle(Window& window, Resolved item) {
+    Slot& slot = *window.slots.at(item.slot);
+    item.index = slot.index;
+    slot.item.reset();
+    window.free.push_back(item.slot);
+    --window.unresolved;
+    if (item.ran) {
+      report(item);
+    } else {
+      run_.add_unrun({item.index, item.index + 1});
+    }
+  }
+
+  void work_pulled(Window& window, std::size_t worker) {
+    Task task = new_task(worker);
+    Pace pace{plan_.one_by_one() ? 1 : plan_.chunk, window.size / workers_};
+    std::vector<Resolved> outcomes;
+    std::vector<std::size_t> mine;
+    bool initialized = false;
+    while (run_.handover().exchange(outcomes, mine, pace.chunk())) {
+      const bool may_run = initialized || initialize_worker();
+      initialized = true;
+      pace.begin();
+      std::size_t done = 0;
+      for (bool quick = true; done < mine.size() && quick;) {
+        const std::size_t block = std::min(mine.size(), done + pace.block());
+        const std::size_t items = block - done;
+        for (; done < block; ++done) outcomes.push_back(run_slot(window, mine[done], task, may_run));
+        if (pace.chosen()) quick = pace.keep_going(items);
+      }
+      pace.end();
+      mine.erase(mine.begin(), mine.begin() + static_cast<std::ptrdiff_t>(done));  // the rest goes back
+    }
+  }
+
+  Resolved run_slot(Window& window, std::size_t place, Task& task, bool may_run) {
+    Slot& slot = *window.slots.at(place);
+    Resolved resolved{.index = slot.index, .slot = place, .error = nullptr, .ran = false};
+    if (may_run && !run_.stopped()) {
+      auto& arg = slot.item.get();
+      resolved = through([&]<Through what>(std::integral_constant<Through, what>) {
+        return run_through<what>(task, slot.index, arg);
+      });
+      resolved.slot = place;
+    }
+    slot.item.reset();
+    return resolved;
+  }
+
+  // Workers and the driver ------------------------------------------------------------------------------
+
+  Task new_task(std::size_t worker) const {
+    return {.index = 0,
+            .attempt = 1,
+            .worker = worker,
+            .stop = plan_.takes_task ? run_.stop_token() : std::stop_token{}};
+  }
+
+  /// Runs work(worker) on pooled threads while the calling thread drives. What leaves drive() is the
+  /// call's exception; when this returns, all workers have left.
+  template <class Work, class Drive>
+  void with_workers(Work& work, Drive&& drive) {
+    Handover& handover = run_.handover();
+    const auto body = [&](std::size_t worker) noexcept {
+      handover.enter();
+      work(worker);
+      handover.leave();
+    };
+    ThreadPool::Job job{0, workers_, body};
+    job_ = &job;
+    ThreadPool& pool = ThreadPool::instance();
+    if (pool.open(job)) {
+      guarded(drive);
+    } else {
+      guarded([] {
+        throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again),
+                                "pyarallel: no worker thread can be started");
+      });
+    }
+    handover.close();
+    pool.close(job);
+  }
+
+  /// The calling thread's part: admits while it can, settles outcomes, and keeps the time, until
+  /// finished() or the run is stopped and nobody is inside any more.
+  template <class Settle, class Admit, class Finished>
+  void drive(Settle&& settle, Admit&& admit, Finished&& finished) {
+    constexpr int admitted_at_once = 64;  // so that callbacks do not wait for a large window to fill
+    Handover& handover = run_.handover();
+    std::vector<Resolved> outcomes;
+    while (true) {
+      int admitted = 0;
+      while (admitted < admitted_at_once && admit()) ++admitted;
+      if (finished()) return;
+
+      const bool stopping = run_.stopped();
+      TimePoint due = TimePoint::max();
+      if (stopping) {
+        for (const std::size_t slot : handover.close()) {
+          Resolved item{.index = 0, .slot = slot, .error = nullptr, .ran = false};
+          settle(item);
+        }
+        if (handover.nobody_inside()) return;
+      } else if (admitted == admitted_at_once) {
+        due = TimePoint::min();
+      } else if (plan_.timeout || plan_.task_timeout) {
+        const TimePoint now = clock().now();
+        if (run_.stop_if_due(now)) continue;
+        due = std::min(run_.deadline(), run_.stop_late_attempts(now));
+      }
+      handover.collect(outcomes, stopping, due);
+      for (Resolved& item : outcomes) settle(item);
+    }
+  }
+
+  Items& items_;
+  Invoke& invoke_;
+  const Options& options_;
+  const Plan& plan_;
+  const std::size_t size_;  // 0 if it is not known
+  const std::size_t workers_;
+  GrowingArray<R> values_;
+  GrowingArray<Receipt, Fill::zero> receipts_;
+  std::vector<ItemKey> keys_;
+  std::size_t pulled_ = 0;  // items admitted
+  std::size_t done_ = 0;    // items reported
+  bool call_failed_ = false;
+  ThreadPool::Job* job_ = nullptr;
+  Run run_;
+};
+
+}  // namespace pyarallel::detail

@@ -1,0 +1,143 @@
+// Where the driver and the workers meet: admitted items wait here for a worker, outcomes for the driver.
+#pragma once
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstddef>
+#include <deque>
+#include <exception>
+#include <iterator>
+#include <mutex>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "pyarallel/detail/clock.hpp"
+
+namespace pyarallel::detail {
+
+/// An item whose outcome is final.
+struct Resolved {
+  std::size_t index = 0;
+  std::size_t slot = 0;      // of a pulled item
+  std::exception_ptr error;  // null: it has a value
+  bool ran = true;           // false: the run stopped before its first attempt
+};
+
+class Handover {
+ public:
+  // The worker's side ------------------------------------------------------------------------------
+
+  void enter() {
+    const std::lock_guard lock{mutex_};
+    ++inside_;
+  }
+
+  void leave() {
+    const std::lock_guard lock{mutex_};
+    --inside_;
+    driver_.notify_one();
+  }
+
+  /// Hands over one outcome (input that workers find by index).
+  void resolve(Resolved item) {
+    const std::lock_guard lock{mutex_};
+    resolved_.push_back(std::move(item));
+    if (resolved_.size() == 1) driver_.notify_one();
+  }
+
+  /// Hands over outcomes, hands back what was not begun, and takes up to `most` of the items that
+  /// wait, or waits for some. False, with nothing taken, when there will be no more.
+  bool exchange(std::vector<Resolved>& outcomes, std::vector<std::size_t>& slots, std::size_t most) {
+    std::unique_lock lock{mutex_};
+    if (!outcomes.empty()) {
+      const bool first = resolved_.empty();
+      resolved_.insert(resolved_.end(), std::make_move_iterator(outcomes.begin()),
+                       std::make_move_iterator(outcomes.end()));
+      outcomes.clear();
+      if (first) driver_.notify_one();
+    }
+    if (closed_) {
+      for (const std::size_t slot : slots) resolved_.push_back({.index = 0, .slot = slot, .error = nullptr, .ran = false});
+      slots.clear();
+      return false;
+    }
+    if (!slots.empty()) {
+      waiting_.insert(waiting_.begin(), slots.begin(), slots.end());
+      slots.clear();
+      if (idle_workers_ > 0) workers_.notify_one();
+    }
+    while (waiting_.empty() && !closed_) {
+      ++idle_workers_;
+      workers_.wait(lock);
+      --idle_workers_;
+    }
+    if (closed_) return false;
+    const auto taken = static_cast<std::ptrdiff_t>(std::min(most, waiting_.size()));
+    slots.assign(waiting_.begin(), waiting_.begin() + taken);
+    waiting_.erase(waiting_.begin(), waiting_.begin() + taken);
+    return true;
+  }
+
+  // The driver's side ------------------------------------------------------------------------------
+
+  /// An item for the workers.
+  void offer(std::size_t slot) {
+    const std::lock_guard lock{mutex_};
+    waiting_.push_back(slot);
+    if (idle_workers_ > 0) workers_.notify_one();
+  }
+
+  /// Waits until there are outcomes, somebody called wake(), nobody is inside any more (where that
+  /// is waited for), or it is `due`. The outcomes replace the contents of `outcomes`.
+  void collect(std::vector<Resolved>& outcomes, bool until_empty, TimePoint due) {
+    outcomes.clear();
+    std::unique_lock lock{mutex_};
+    while (resolved_.empty() && !woken_ && !(until_empty && inside_ == 0)) {
+      if (due == TimePoint::max()) {
+        driver_.wait(lock);
+      } else if (clock().now() < due) {
+        clock().wait_until(driver_, lock, due);
+      } else {
+        break;
+      }
+    }
+    woken_ = false;
+    outcomes.swap(resolved_);
+  }
+
+  bool nobody_inside() {
+    const std::lock_guard lock{mutex_};
+    return inside_ == 0 && resolved_.empty();
+  }
+
+  /// Sends the workers away. Returns the items that none of them took.
+  std::deque<std::size_t> close() {
+    const std::lock_guard lock{mutex_};
+    closed_ = true;
+    workers_.notify_all();
+    return std::exchange(waiting_, {});
+  }
+
+  // Anybody's --------------------------------------------------------------------------------------
+
+  /// The driver should look at the state of the run.
+  void wake() {
+    const std::lock_guard lock{mutex_};
+    woken_ = true;
+    driver_.notify_one();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable driver_;
+  std::condition_variable workers_;
+  std::deque<std::size_t> waiting_;
+  std::vector<Resolved> resolved_;
+  std::size_t inside_ = 0;
+  std::size_t idle_workers_ = 0;
+  bool woken_ = false;
+  bool closed_ = false;
+};
+
+}  // namespace pyarallel::detail

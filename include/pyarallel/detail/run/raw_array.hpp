@@ -1,0 +1,106 @@
+// Memory for results: raw, because R need not be default-constructible, and because touching fresh
+// memory twice (once to zero it) costs more than many a function.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+namespace pyarallel::detail {
+
+enum class Fill { none, zero };
+
+struct FreeMemory {
+  void operator()(void* memory) const noexcept { std::free(memory); }
+};
+
+/// Owns memory for objects, not the objects.
+template <class T>
+using RawArray = std::unique_ptr<T, FreeMemory>;
+
+/// std::bad_array_new_length or std::bad_alloc. Zeroed memory of some size comes untouched from the kernel.
+template <class T>
+RawArray<T> allocate_raw(std::size_t count, Fill fill) {
+  if (count > std::numeric_limits<std::size_t>::max() / 2 / sizeof(T)) throw std::bad_array_new_length();
+  if (count == 0) return nullptr;
+  void* memory = nullptr;
+  if constexpr (alignof(T) > alignof(std::max_align_t)) {
+    memory = std::aligned_alloc(alignof(T), count * sizeof(T));
+  } else {
+    memory = fill == Fill::zero ? std::calloc(count, sizeof(T)) : std::malloc(count * sizeof(T));
+  }
+  if (memory == nullptr) throw std::bad_alloc();
+  return RawArray<T>{static_cast<T*>(memory)};
+}
+
+/// Raw places 0, 1, 2, ... whose addresses never change while it grows. One thread grows it; others
+/// may use the places that they were told of since.
+template <class T, Fill fill = Fill::none>
+class GrowingArray {
+ public:
+  /// With the size known there is one block, and nothing ever moves.
+  explicit GrowingArray(std::size_t known_size = 0) : first_(std::max<std::size_t>(known_size, 64)) {
+    if (known_size > 0) {
+      blocks_[0] = allocate_raw<T>(known_size, fill);
+      capacity_ = known_size;
+    }
+  }
+
+  void grow_to(std::size_t size) {
+    while (capacity_ < size) {
+      blocks_[used_blocks()] = allocate_raw<T>(block_size(used_blocks()), fill);
+      capacity_ = capacity_ == 0 ? first_ : capacity_ * 2;
+    }
+  }
+
+  T* at(std::size_t index) const noexcept {
+    if (index < first_) return blocks_[0].get() + index;
+    // Block k > 0 holds [first * 2^(k-1), first * 2^k).
+    const auto block = static_cast<std::size_t>(std::bit_width(index / first_));
+    return blocks_[block].get() + (index - (first_ << (block - 1)));
+  }
+
+  /// The places 0 to size-1 in one piece. `alive(i)` says which hold an object: those are moved if
+  /// they have to. If a move throws, all objects are as they were (some moved from).
+  template <class Alive>
+  RawArray<T> release_contiguous(std::size_t size, Alive&& alive) {
+    if (used_blocks() <= 1) return std::move(blocks_[0]);
+    RawArray<T> whole = allocate_raw<T>(size, fill);
+    std::size_t done = 0;
+    try {
+      for (; done < size; ++done) {
+        if (alive(done)) std::construct_at(whole.get() + done, std::move(*at(done)));
+      }
+    } catch (...) {
+      while (done-- > 0) {
+        if (alive(done)) std::destroy_at(whole.get() + done);
+      }
+      throw;
+    }
+    for (std::size_t i = 0; i < size; ++i) {
+      if (alive(i)) std::destroy_at(at(i));
+    }
+    blocks_ = {};
+    capacity_ = 0;
+    return whole;
+  }
+
+ private:
+  std::size_t used_blocks() const noexcept {
+    return capacity_ == 0 ? 0 : capacity_ <= first_ ? 1 : static_cast<std::size_t>(std::bit_width((capacity_ - 1) / first_)) + 1;
+  }
+  std::size_t block_size(std::size_t block) const noexcept { return block == 0 ? first_ : first_ << (block - 1); }
+
+  std::size_t first_;
+  std::size_t capacity_ = 0;
+  std::array<RawArray<T>, 64> blocks_{};
+};
+
+}  // namespace pyarallel::detail

@@ -1,0 +1,244 @@
+// The ledger of one run: why it stops, what failed, what never ran, and so how it ended. Written
+// once for every executor; nothing here depends on the types of items and results.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "pyarallel/detail/clock.hpp"
+#include "pyarallel/detail/run/handover.hpp"
+#include "pyarallel/detail/run/plan.hpp"
+#include "pyarallel/error.hpp"
+#include "pyarallel/result.hpp"
+#include "pyarallel/status.hpp"
+
+namespace pyarallel::detail {
+
+/// `failed`: an exception of the source, a key function, a callback or worker_init leaves the call.
+enum class StopReason { none, timed_out, aborted, cancelled, failed };
+
+/// A half-open range of item indices.
+struct Range {
+  std::size_t first = 0;
+  std::size_t last = 0;
+  bool empty() const noexcept { return first >= last; }
+  std::size_t size() const noexcept { return last - first; }
+};
+
+/// What the driver must see of a worker's attempt, to ask it to stop after task_timeout. A cache line
+/// of its own, for it is written at every attempt.
+struct alignas(64) TimedAttempt {
+  std::mutex mutex;
+  bool running = false;
+  TimePoint due;
+  std::stop_source stop{std::nostopstate};
+};
+
+class Run {
+ public:
+  Run(const Plan& plan, std::size_t workers)
+      : plan_(plan),
+        source_(plan.needs_stop_token() ? std::stop_source{} : std::stop_source{std::nostopstate}),
+        deadline_(plan.timeout ? add_saturating(clock().now(), *plan.timeout) : TimePoint::max()),
+        timed_attempts_(plan.task_timeout && !plan.runs_inline() ? workers : 0) {
+    // From here on a request may come at any moment, from any thread; it may have come already.
+    if (plan.stop.stop_possible()) on_stop_.emplace(plan.stop, CancelRun{this});
+    if (plan.timeout) stop_if_due(clock().now());
+  }
+
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
+  const Plan& plan() const noexcept { return plan_; }
+  Handover& handover() noexcept { return handover_; }
+  std::stop_token stop_token() const noexcept { return source_.get_token(); }
+  TimePoint deadline() const noexcept { return deadline_; }
+
+  // Stopping: the first reason wins ------------------------------------------------------------------
+
+  bool stopped() const noexcept { return reason_.load(std::memory_order_relaxed) != StopReason::none; }
+
+  void stop(StopReason reason) {
+    StopReason none = StopReason::none;
+    // Release: who sees the run stopped sees what was written before, such as the call's exception.
+    if (!reason_.compare_exchange_strong(none, reason, std::memory_order_acq_rel)) return;
+    source_.request_stop();
+    // An attempt that begins now looks at stopped() after it has shown itself here, so none is missed.
+    for (TimedAttempt& attempt : timed_attempts_) stop_attempt(attempt, TimePoint::max());
+    handover_.wake();
+  }
+
+  /// True, and the run stopped, if the deadline has come.
+  bool stop_if_due(TimePoint now) {
+    if (now < deadline_) return false;
+    stop(StopReason::timed_out);
+    return true;
+  }
+
+  /// The call will throw this, unless an earlier one came first.
+  void fail_call(std::exception_ptr exception) {
+    {
+      const std::lock_guard lock{mutex_};
+      if (!exception_) exception_ = std::move(exception);
+    }
+    stop(StopReason::failed);
+  }
+
+  bool call_failed() {
+    const std::lock_guard lock{mutex_};
+    return static_cast<bool>(exception_);
+  }
+
+  // Attempts under a task_timeout ------------------------------------------------------------------------
+
+  /// The token of an attempt that starts `now`: its own where it can be late, else the run's.
+  std::stop_token begin_attempt(std::size_t worker, TimePoint now) {
+    if (timed_attempts_.empty()) return source_.get_token();
+    TimedAttempt& attempt = timed_attempts_[worker];
+    std::stop_source stop;
+    {
+      const std::lock_guard lock{attempt.mutex};
+      attempt.stop = stop;
+      attempt.due = add_saturating(now, *plan_.task_timeout);
+      attempt.running = true;
+    }
+    if (stopped()) stop.request_stop();
+    return stop.get_token();
+  }
+
+  void end_attempt(std::size_t worker) {
+    if (timed_attempts_.empty()) return;
+    const std::lock_guard lock{timed_attempts_[worker].mutex};
+    timed_attempts_[worker].running = false;
+  }
+
+  /// Asks attempts that are past their time to stop (driver). Returns when to look again.
+  TimePoint stop_late_attempts(TimePoint now) {
+    if (timed_attempts_.empty()) return TimePoint::max();
+    // An attempt that starts later than now is due later than this.
+    TimePoint next = add_saturating(now, *plan_.task_timeout);
+    for (TimedAttempt& attempt : timed_attempts_) next = std::min(next, stop_attempt(attempt, now));
+    // Not in a busy loop, however short the task_timeout.
+    return std::max(next, add_saturating(now, std::chrono::microseconds{100}));
+  }
+
+  // Outcomes (any worker) ------------------------------------------------------------------------------
+
+  void add_failure(std::size_t index, const std::exception_ptr& error) noexcept {
+    bool last_one = false;
+    {
+      const std::lock_guard lock{mutex_};
+      failures_.push_back({index, Error{error}});
+      last_one = failures_.size() == plan_.max_errors;
+    }
+    if (last_one) stop(StopReason::aborted);
+  }
+
+  void add_unrun(Range range) noexcept {
+    if (range.empty()) return;
+    const std::lock_guard lock{mutex_};
+    unrun_.push_back(range);
+  }
+
+  // The end (driver, after everybody left) ---------------------------------------------------------------
+
+  /// `known_end`: nothing more could have been read from the input.
+  Summary finish(std::size_t size, bool known_end) {
+    on_stop_.reset();
+    Summary summary;
+    summary.size = size;
+    summary.status = status(known_end);
+    if (!unrun_.empty()) summary.placeholder = placeholder(summary.status);
+    for (const Range& range : unrun_) {
+      for (std::size_t index = range.first; index < range.last; ++index) {
+        failures_.push_back({index, Error{summary.placeholder}});
+      }
+    }
+    std::ranges::sort(failures_, {}, &Failure::index);
+    summary.failures = std::move(failures_);
+    return summary;
+  }
+
+  /// Throws what fail_call() was given, if anything.
+  void rethrow_call_failure() {
+    if (exception_) std::rethrow_exception(exception_);
+  }
+
+ private:
+  struct CancelRun {
+    Run* run;
+    void operator()() const { run->stop(StopReason::cancelled); }
+  };
+
+  // Requests a stop if the attempt was due by `now`. Returns when it will be due, if it will.
+  static TimePoint stop_attempt(TimedAttempt& attempt, TimePoint now) {
+    std::stop_source stop{std::nostopstate};
+    {
+      const std::lock_guard lock{attempt.mutex};
+      if (!attempt.running) return TimePoint::max();
+      if (attempt.due > now) return attempt.due;
+      stop = attempt.stop;
+    }
+    stop.request_stop();  // runs callbacks of the user: not under a lock
+    return TimePoint::max();
+  }
+
+  RunStatus status(bool known_end) const {
+    const bool aborted = failures_.size() >= plan_.max_errors;
+    switch (reason_.load(std::memory_order_acquire)) {
+      case StopReason::aborted:
+        return RunStatus::aborted;
+      case StopReason::timed_out:
+      case StopReason::cancelled:
+        // A stop that left nothing unrun changed nothing (clause R5).
+        if (known_end && unrun_.empty()) return aborted ? RunStatus::aborted : RunStatus::completed;
+        return reason_.load(std::memory_order_relaxed) == StopReason::timed_out ? RunStatus::timed_out
+                                                                                : RunStatus::cancelled;
+      case StopReason::none:
+      case StopReason::failed:
+        break;
+    }
+    return RunStatus::completed;
+  }
+
+  std::exception_ptr placeholder(RunStatus status) const {
+    switch (status) {
+      case RunStatus::timed_out:
+        return std::make_exception_ptr(
+            TimeoutError("never ran: the run's timeout of " + text_of(*plan_.timeout) + " was reached first"));
+      case RunStatus::aborted:
+        return std::make_exception_ptr(
+            Aborted("never ran: the run was aborted after max_errors = " + std::to_string(plan_.max_errors)));
+      case RunStatus::cancelled:
+      case RunStatus::completed:  // only when the call throws
+        break;
+    }
+    return std::make_exception_ptr(Cancelled("never ran: the run was stopped first"));
+  }
+
+  const Plan& plan_;
+  std::atomic<StopReason> reason_{StopReason::none};
+  std::stop_source source_;
+  const TimePoint deadline_;
+  std::vector<TimedAttempt> timed_attempts_;
+  Handover handover_;
+
+  std::mutex mutex_;
+  std::vector<Failure> failures_;
+  std::vector<Range> unrun_;
+  std::exception_ptr exception_;
+
+  // Last, so that no request can arrive before the rest is there, or after it is gone.
+  std::optional<std::stop_callback<CancelRun>> on_stop_;
+};
+
+}  // namespace pyarallel::detail

@@ -1,0 +1,67 @@
+// parallel_map and parallel_starmap: one function over many inputs, all results collected.
+#pragma once
+
+#include <concepts>
+#include <ranges>
+#include <type_traits>
+#include <utility>
+
+#include "pyarallel/detail/invoke.hpp"
+#include "pyarallel/detail/run/collect.hpp"
+#include "pyarallel/detail/run/plan.hpp"
+#include "pyarallel/options.hpp"
+#include "pyarallel/result.hpp"
+
+namespace pyarallel {
+
+namespace detail {
+
+template <class R, class Items, class Invoke>
+MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>, R>& options, bool takes_task) {
+  static_assert(std::move_constructible<R>,
+                "pyarallel: what the function returns must be movable; return a std::unique_ptr to it instead");
+  const Plan plan = make_plan(options, takes_task);
+  if (std::ranges::sized_range<Items> && known_size(items) == 0) return {};
+  return Collection<R, Items, Invoke>{items, invoke, options, plan}.collect();
+}
+
+}  // namespace detail
+
+/// Applies fn to every item, in parallel; results in input order. `fn` is called as fn(item, task) if
+/// it can be, else as fn(item), concurrently and through one shared object.
+///
+/// Errors of items are data, in the result. What is thrown: std::invalid_argument for bad options
+/// (before anything runs), whatever the source, a key function, worker_init or a callback throws
+/// (after running items have ended), std::system_error when workers cannot be started.
+///
+/// Items that are random access and stay put are not copied, and may be changed by fn if the range
+/// is mutable; others are pulled lazily, on the calling thread. Calls may nest, and run at the same
+/// time from several threads.
+template <class F, std::ranges::input_range Items>
+MapResult<result_t<F, Items>> parallel_map(F&& fn, Items&& items,
+                                           const MapOptions<item_t<Items>, result_t<F, Items>>& options = {}) {
+  const auto invoke = [&fn](auto& item, const Task& task) -> decltype(auto) {
+    return detail::invoke_item(fn, task, item);
+  };
+  return detail::collect<result_t<F, Items>>(items, invoke, options, detail::takes_task<F, item_arg_t<Items>>);
+}
+
+/// The same with options said once, in `shared`; a field set in `overrides` wins.
+template <class F, std::ranges::input_range Items, std::same_as<Options> Shared>
+MapResult<result_t<F, Items>> parallel_map(F&& fn, Items&& items, const Shared& shared,
+                                           const MapOptions<item_t<Items>, result_t<F, Items>>& overrides = {}) {
+  return parallel_map(std::forward<F>(fn), std::forward<Items>(items), detail::merged(shared, overrides));
+}
+
+/// fn(a, b, ...) or fn(a, b, ..., task) over a range of tuples or pairs; otherwise as parallel_map.
+template <class F, std::ranges::input_range Items>
+MapResult<starmap_result_t<F, Items>> parallel_starmap(
+    F&& fn, Items&& items, const MapOptions<item_t<Items>, starmap_result_t<F, Items>>& options = {}) {
+  const auto invoke = [&fn](auto& item, const Task& task) -> decltype(auto) {
+    return detail::apply_item(fn, task, item);
+  };
+  return detail::collect<starmap_result_t<F, Items>>(items, invoke, options,
+                                                     detail::apply_takes_task<F, item_arg_t<Items>>);
+}
+
+}  // namespace pyarallel
