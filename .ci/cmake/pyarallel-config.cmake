@@ -1,0 +1,6 @@
+include(CMakeFindDependencyMacro)
+find_dependency(fmt)
+find_dependency(Threads)
+include(${CMAKE_CURRENT_LIST_DIR}/pyarallel-targets.cmake)
+include(${CMAKE_CURRENT_LIST_DIR}/libcxx.cmake)
+target_compile_options(pyarallel::pyarallel INTERFACE ${pyarallel_libcxx_options})
