@@ -27,8 +27,8 @@ inline std::string current_exception_type_name() {
   const std::type_info* type = abi::__cxa_current_exception_type();
   if (type == nullptr) return "unknown type";  // a foreign exception, not thrown by C++
   int status = 0;
-  const std::unique_ptr<char, decltype(&std::free)> name{
-      abi::__cxa_demangle(type->name(), nullptr, nullptr, &status), &std::free};
+  const std::unique_ptr<char, decltype(&std::free)> name{abi::__cxa_demangle(type->name(), nullptr, nullptr, &status),
+                                                         &std::free};
   return status == 0 ? name.get() : type->name();
 #else
   try {

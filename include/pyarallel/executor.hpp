@@ -60,7 +60,8 @@ class ExecutorArg {
   /// nullopt: not said. std::invalid_argument for what this version cannot do.
   std::optional<Executor> get() const {
     if (executor_ == Executor::process) {
-      throw std::invalid_argument("executor: Executor::process is not in this version of pyarallel; use Executor::thread");
+      throw std::invalid_argument(
+          "executor: Executor::process is not in this version of pyarallel; use Executor::thread");
     }
     return executor_;
   }

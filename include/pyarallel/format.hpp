@@ -73,8 +73,7 @@ template <>
 struct fmt::formatter<pyarallel::Failure> : pyarallel::detail::PlainFormatter {
   template <class Context>
   auto format(const pyarallel::Failure& failure, Context& context) const {
-    return fmt::format_to(context.out(), "[{}] {}: {}", failure.index, failure.error.type_name(),
-                          failure.error.what());
+    return fmt::format_to(context.out(), "[{}] {}: {}", failure.index, failure.error.type_name(), failure.error.what());
   }
 };
 

@@ -55,8 +55,8 @@ struct MapOptions {
   std::optional<Batch> batch = {};
   std::optional<Duration> timeout = {};  ///< The whole run; >= 0. Admission stops, running items are asked to stop and
                                          ///< awaited.
-  std::optional<Duration> task_timeout = {};  ///< One attempt. Threads: needs fn(item, task), which should watch
-                                              ///< task.stop; std::invalid_argument otherwise.
+  std::optional<Duration> task_timeout = {};   ///< One attempt. Threads: needs fn(item, task), which should watch
+                                               ///< task.stop; std::invalid_argument otherwise.
   std::optional<std::size_t> max_errors = {};  ///< >= 1; counted after retries.
   std::stop_token stop = {};
   std::function<ItemKey(const T&)> item_key = {};            ///< Once per admitted item, on the calling thread.

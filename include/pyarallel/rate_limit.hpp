@@ -40,7 +40,7 @@ inline void check(const RateLimit& rate) {
 enum class Grant { granted, too_late, stopped };
 
 /// One token for an attempt of a run: as Limiter::try_acquire_for, and says why not.
-Grant acquire(Limiter& limiter, TimePoint latest, const std::stop_token& stop);
+Grant acquire(const Limiter& limiter, TimePoint latest, const std::stop_token& stop);
 
 }  // namespace detail
 
@@ -51,8 +51,9 @@ Grant acquire(Limiter& limiter, TimePoint latest, const std::stop_token& stop);
 class Limiter {
  public:
   /// std::invalid_argument for a bad rate.
-  explicit(false) Limiter(RateLimit rate) : rate_(checked(rate)), bucket_(std::make_shared<detail::Bucket>(
-                                                static_cast<double>(rate.per.count()) / rate.count, rate.burst)) {}
+  explicit(false) Limiter(RateLimit rate)
+      : rate_(checked(rate)),
+        bucket_(std::make_shared<detail::Bucket>(static_cast<double>(rate.per.count()) / rate.count, rate.burst)) {}
 
   /// Blocks until granted.
   void acquire(double tokens = 1) { acquire(detail::clock().now(), detail::TimePoint::max(), {}, tokens); }
@@ -88,9 +89,10 @@ class Limiter {
   }
 
  private:
-  friend detail::Grant detail::acquire(Limiter&, detail::TimePoint, const std::stop_token&);
+  friend detail::Grant detail::acquire(const Limiter&, detail::TimePoint, const std::stop_token&);
 
-  detail::Grant acquire(detail::TimePoint now, detail::TimePoint latest, const std::stop_token& stop, double tokens) {
+  detail::Grant acquire(detail::TimePoint now, detail::TimePoint latest, const std::stop_token& stop,
+                        double tokens) const {
     check_tokens(tokens);
     if (stop.stop_requested()) return detail::Grant::stopped;
     while (true) {
@@ -123,7 +125,7 @@ class Limiter {
   std::shared_ptr<detail::Bucket> bucket_;
 };
 
-inline detail::Grant detail::acquire(Limiter& limiter, TimePoint latest, const std::stop_token& stop) {
+inline detail::Grant detail::acquire(const Limiter& limiter, TimePoint latest, const std::stop_token& stop) {
   return limiter.acquire(clock().now(), latest, stop, 1);
 }
 

@@ -138,10 +138,10 @@ struct ItemResultAccess {
 struct Summary {
   std::size_t size = 0;
   RunStatus status = RunStatus::completed;
-  std::vector<Failure> failures;    // in input order; every other item has a value
-  std::exception_ptr placeholder;   // the error of the items that never ran
-  RawArray<Receipt> receipts;       // null: attempts are 1 where something ran, durations not measured
-  std::vector<ItemKey> keys;        // of the items admitted, if there are keys
+  std::vector<Failure> failures;   // in input order; every other item has a value
+  std::exception_ptr placeholder;  // the error of the items that never ran
+  RawArray<Receipt> receipts;      // null: attempts are 1 where something ran, durations not measured
+  std::vector<ItemKey> keys;       // of the items admitted, if there are keys
 
   Summary() = default;
   Summary(Summary&& other) noexcept

@@ -116,8 +116,8 @@ struct Retry {
   Duration max_delay = std::chrono::seconds{60};
   bool jitter = true;
   ErrorFilter on = {};
-  ErrorFunction<bool> retry_if = {};                      ///< And-ed with `on`; true for other types.
-  ErrorFunction<std::optional<Duration>> wait_from = {};  ///< nullopt for other types.
+  ErrorFunction<bool> retry_if = {};                                    ///< And-ed with `on`; true for other types.
+  ErrorFunction<std::optional<Duration>> wait_from = {};                ///< nullopt for other types.
   std::optional<Duration> max_server_wait = std::chrono::seconds{600};  ///< nullopt: trust the server.
 
   /// 429/503 and Retry-After, prewired (<pyarallel/http.hpp>), for exception types E (default
@@ -150,7 +150,7 @@ inline Duration backoff_delay(const Retry& retry, int attempt, double random) no
   if (!retry.jitter) return delay;
   const double jittered = static_cast<double>(delay.count()) * (0.5 + random);
   return jittered < static_cast<double>(Duration::max().count()) ? Duration{static_cast<Duration::rep>(jittered)}
-                                                                  : Duration::max();
+                                                                 : Duration::max();
 }
 
 }  // namespace detail

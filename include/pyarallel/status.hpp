@@ -19,10 +19,10 @@ using ItemKey = std::variant<std::monostate, std::int64_t, std::string>;
 
 /// What a running item may ask about itself: `fn` is called as fn(item) or fn(item, task).
 struct Task {
-  std::size_t index = 0;   ///< Position in the input.
-  int attempt = 1;         ///< 1-based.
-  std::size_t worker = 0;  ///< 0 <= worker < workers.
-  std::stop_token stop;    ///< Requested on timeout, task_timeout, stop, abort.
+  std::size_t index = 0;      ///< Position in the input.
+  int attempt = 1;            ///< 1-based.
+  std::size_t worker = 0;     ///< 0 <= worker < workers.
+  std::stop_token stop = {};  ///< Requested on timeout, task_timeout, stop, abort.
 };
 
 namespace detail {

@@ -32,7 +32,9 @@ class Bucket {
  public:
   /// `per_token`: nanoseconds; `burst`: tokens at once.
   Bucket(double per_token, int burst) noexcept
-      : per_token_(per_token), one_token_(scaled(per_token, 1)), burst_time_(scaled(static_cast<double>(one_token_.count()), burst)) {}
+      : per_token_(per_token),
+        one_token_(scaled(per_token, 1)),
+        burst_time_(scaled(static_cast<double>(one_token_.count()), burst)) {}
 
   /// The first moment for `tokens` from `now` on, unless it lies after `latest`.
   std::optional<Reservation> reserve(TimePoint now, double tokens, TimePoint latest) noexcept {

@@ -99,7 +99,9 @@ inline std::vector<CpuCgroup> cpu_cgroups(const std::string& root) {
     const auto dash = std::ranges::find(fields, "-");
     if (fields.size() < 7 || fields.end() - dash < 4) continue;
     const bool v2 = dash[1] == "cgroup2";
-    const auto has_cpu = [](std::string_view controllers) { return std::ranges::count(split(controllers, ','), "cpu") > 0; };
+    const auto has_cpu = [](std::string_view controllers) {
+      return std::ranges::count(split(controllers, ','), "cpu") > 0;
+    };
     if (!v2 && !(dash[1] == "cgroup" && has_cpu(dash[3]))) continue;
     for (const auto membership : split(*memberships, '\n')) {
       const auto first = membership.find(':');

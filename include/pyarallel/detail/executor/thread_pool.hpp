@@ -39,15 +39,19 @@ class ThreadPool {
   /// Work that several threads may join, each as a worker with a number of its own.
   class Job {
    public:
-    /// Numbers are first_worker, first_worker + 1, ... below first_worker + most. `body` must not throw.
-    Job(std::size_t first_worker, std::size_t most, FunctionRef<void(std::size_t)> body)
-        : body_(body), next_worker_(first_worker), wanted_(most) {}
+    /// Up to `most` threads, numbered from first_worker on, join by calling body(number), while
+    /// has_work() says that it is worth it. Neither may throw; has_work() is called under a lock.
+    Job(std::size_t first_worker, std::size_t most, FunctionRef<void(std::size_t)> body, FunctionRef<bool()> has_work)
+        : body_(body), has_work_(has_work), next_worker_(first_worker), wanted_(most) {}
     Job(const Job&) = delete;
     Job& operator=(const Job&) = delete;
 
    private:
     friend class ThreadPool;
+    bool wants() const { return wanted_ > 0 && has_work_(); }
+
     FunctionRef<void(std::size_t)> body_;
+    FunctionRef<bool()> has_work_;
     std::size_t next_worker_;
     std::vector<std::size_t> returned_workers_;  // numbers of those who left
     std::size_t wanted_;                         // how many more may join now
@@ -68,11 +72,11 @@ class ThreadPool {
     return call_one(lock);
   }
 
-  /// There is work again for threads that found none and left.
+  /// There is more work than those inside may be able to do.
   void call_again(Job& job) {
     std::unique_lock lock{mutex_};
     job.wanted_ += std::exchange(job.left_, 0);
-    if (job.wanted_ > 0) call_one(lock);
+    if (job.wants()) call_one(lock);
   }
 
   /// Nobody joins any more; returns when all have left.
@@ -178,13 +182,14 @@ class ThreadPool {
   }
 
   Job* job_that_wants() {
-    const auto found = std::ranges::find_if(open_jobs_, [](const Job* job) { return job->wanted_ > 0; });
+    const auto found = std::ranges::find_if(open_jobs_, [](const Job* job) { return job->wants(); });
     return found != open_jobs_.end() ? *found : nullptr;
   }
 
+  // Threads that open jobs could use now.
   std::size_t wanted() const {
     std::size_t sum = 0;
-    for (const Job* job : open_jobs_) sum += job->wanted_;
+    for (const Job* job : open_jobs_) sum += job->wants() ? job->wanted_ : 0;
     return sum;
   }
 
@@ -218,7 +223,7 @@ class ThreadPool {
       worker = job.returned_workers_.back();
       job.returned_workers_.pop_back();
     }
-    // While anything is wanted somewhere, somebody is on the way: whoever arrives sees to that. (A
+    // While a job wants somebody, somebody is on the way: whoever arrives sees to that. (A
     // thread that cannot be started is no error: jobs go on with those that are there.)
     for (int i = 0; i < 2 && wanted() > coming_; ++i) {
       if (!call_one(lock)) break;

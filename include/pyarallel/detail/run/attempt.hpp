@@ -131,8 +131,7 @@ inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call) {
   while (true) {
     if (run.stopped()) return unrun();
     if (plan.limiter) {
-      Limiter limiter = *plan.limiter;
-      const Grant grant = acquire(limiter, run.deadline(), run.stop_token());
+      const Grant grant = acquire(*plan.limiter, run.deadline(), run.stop_token());
       // A token that comes only after the deadline: no use waiting for either (clause L4).
       if (grant == Grant::too_late) run.stop(StopReason::timed_out);
       if (grant != Grant::granted || run.stopped()) return unrun();
@@ -142,7 +141,7 @@ inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call) {
     if (!first_start) first_start = start;
 
     task.attempt = ++receipt.attempts;
-    if (plan.takes_task) task.stop = run.begin_attempt(task.worker, start);
+    run.begin_attempt(task, start);
     bool has_value = false;
     outcome.error = nullptr;
     try {
@@ -151,7 +150,7 @@ inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call) {
     } catch (...) {
       outcome.error = std::current_exception();
     }
-    if (plan.takes_task) run.end_attempt(task.worker);
+    run.end_attempt(task);
     const TimePoint end = clock().now();
     receipt.duration = end - *first_start;
 

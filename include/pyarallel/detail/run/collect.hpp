@@ -40,7 +40,7 @@ class Collection {
         options_(options),
         plan_(plan),
         size_(known_size(items)),
-        workers_(plan.runs_inline() ? 1 : sized ? std::min(plan.workers, size_) : plan.workers),
+        workers_(worker_count(plan, size_)),
         values_(size_),
         receipts_(plan.measured() ? size_ : 0),
         run_(plan, workers_) {}
@@ -48,10 +48,10 @@ class Collection {
   MapResult<R> collect() {
     bool known_end = true;
     if constexpr (IndexedInput<Items>) {
-      if (plan_.runs_inline() || !plan_.keyed) {
-        collect_indexed();
+      if (plan_.keyed) {
+        known_end = collect_pulled();  // the driver makes the keys, item by item
       } else {
-        known_end = collect_pulled();
+        collect_indexed();
       }
     } else {
       known_end = collect_pulled();
@@ -95,13 +95,22 @@ class Collection {
     }
   }
 
+  /// Never more than there can be items at once.
+  static std::size_t worker_count(const Plan& plan, std::size_t size) {
+    if (plan.runs_inline()) return 1;
+    std::size_t count = plan.workers;
+    if (sized) count = std::min(count, size);
+    if (plan.window > 0) count = std::min(count, plan.window);
+    return count;
+  }
+
   /// What stands between an item and fn: only what the options ask for.
   enum class Through { nothing, stop_checks, attempts };
 
   /// `code` with the constant that fits the plan.
   template <class Code>
   auto through(Code&& code) {
-    if (plan_.measured() || plan_.needs_driver()) return code(std::integral_constant<Through, Through::attempts>{});
+    if (plan_.measured()) return code(std::integral_constant<Through, Through::attempts>{});
     if (plan_.stop.stop_possible() || plan_.max_errors != std::numeric_limits<std::size_t>::max()) {
       return code(std::integral_constant<Through, Through::stop_checks>{});
     }
@@ -204,25 +213,30 @@ class Collection {
     pulled_ = size;
     auto first = std::ranges::begin(items_);
     Claims claims{size, workers_};
-    auto work = [&](std::size_t worker) { work_indexed(first, claims, worker); };
+    const auto work = [&](std::size_t worker) { work_indexed(first, claims, worker); };
+    const auto has_work = [&] { return claims.any_left(); };
 
     if (plan_.runs_inline()) {
       work(0);
     } else if (!plan_.needs_driver()) {
       // The calling thread is worker 0; whether the others come, and when, does not matter.
-      ThreadPool::Job job{1, workers_ - 1, work};
+      ThreadPool::Job job{1, workers_ - 1, work, has_work};
       job_ = &job;
       ThreadPool::instance().open(job);
       work(0);
       ThreadPool::instance().close(job);
     } else {
       std::size_t resolved = 0;
-      with_workers(work, [&] {
-        const auto settle = [&](const Resolved& item) {
-          ++resolved;
-          report(item);
-        };
-        drive(settle, [] { return false; }, [&] { return resolved == size; });
+      const auto settle = [&](const Resolved& item) {
+        ++resolved;
+        report(item);
+      };
+      const auto finished = [&] {
+        return plan_.reported ? resolved == size : !claims.any_left() && run_.handover().nobody_inside();
+      };
+      with_workers(work, has_work, [&] {
+        drive(
+            settle, [] { return false; }, finished, !plan_.reported);
       });
     }
     for (const Range& range : claims.rest()) run_.add_unrun(range);
@@ -232,7 +246,7 @@ class Collection {
   void work_indexed(const Iterator& first, Claims& claims, std::size_t worker) {
     Task task = new_task(worker);
     const std::size_t most = plan_.window > 0 ? plan_.window / workers_ : size_;
-    Pace pace{plan_.one_by_one() ? 1 : plan_.chunk, most};
+    Pace pace{plan_.items_at_once(), most};
     bool initialized = false;
 
     while (!run_.stopped()) {
@@ -296,7 +310,7 @@ class Collection {
     if constexpr (what == Through::attempts) {
       if (plan_.runs_inline()) {
         report(resolved);
-      } else if (plan_.needs_driver()) {
+      } else if (plan_.reported) {
         run_.handover().resolve(std::move(resolved));
       }
     }
@@ -382,7 +396,8 @@ class Collection {
     Window window{plan_.window > 0 ? plan_.window : 2 * workers_};
     bool more = true;
 
-    auto work = [&](std::size_t worker) { work_pulled(window, worker); };
+    const auto work = [&](std::size_t worker) { work_pulled(window, worker); };
+    const auto has_work = [&] { return run_.handover().items_waiting(); };
     // Reads one item for the workers, if there is room for it. False if there is none to be had now.
     const auto admit_one = [&] {
       if (!more || window.unresolved == window.size || run_.stopped()) return false;
@@ -396,16 +411,16 @@ class Collection {
         ++window.unresolved;
         more = admit(slot.index, slot.item);
         if (more) {
-          run_.handover().offer(place);
+          if (!run_.handover().offer(place)) ThreadPool::instance().call_again(*job_);
         } else {
           settle(window, {.index = 0, .slot = place, .error = nullptr, .ran = false});
         }
       });
       return more;
     };
-    with_workers(work, [&] {
-      drive([&](Resolved& item) { settle(window, item); }, admit_one,
-            [&] { return !more && window.unresolved == 0; });
+    with_workers(work, has_work, [&] {
+      drive([&](Resolved& item) { settle(window, std::move(item)); }, admit_one,
+            [&] { return !more && window.unresolved == 0; }, false);
     });
   }
 
@@ -424,7 +439,7 @@ class Collection {
 
   void work_pulled(Window& window, std::size_t worker) {
     Task task = new_task(worker);
-    Pace pace{plan_.one_by_one() ? 1 : plan_.chunk, window.size / workers_};
+    Pace pace{plan_.items_at_once(), window.size / workers_};
     std::vector<Resolved> outcomes;
     std::vector<std::size_t> mine;
     bool initialized = false;
@@ -461,23 +476,21 @@ class Collection {
   // Workers and the driver ------------------------------------------------------------------------------
 
   Task new_task(std::size_t worker) const {
-    return {.index = 0,
-            .attempt = 1,
-            .worker = worker,
-            .stop = plan_.takes_task ? run_.stop_token() : std::stop_token{}};
+    return {
+        .index = 0, .attempt = 1, .worker = worker, .stop = plan_.takes_task ? run_.stop_token() : std::stop_token{}};
   }
 
   /// Runs work(worker) on pooled threads while the calling thread drives. What leaves drive() is the
   /// call's exception; when this returns, all workers have left.
-  template <class Work, class Drive>
-  void with_workers(Work& work, Drive&& drive) {
+  template <class Work, class HasWork, class Drive>
+  void with_workers(const Work& work, const HasWork& has_work, Drive&& drive) {
     Handover& handover = run_.handover();
     const auto body = [&](std::size_t worker) noexcept {
       handover.enter();
       work(worker);
       handover.leave();
     };
-    ThreadPool::Job job{0, workers_, body};
+    ThreadPool::Job job{0, workers_, body, has_work};
     job_ = &job;
     ThreadPool& pool = ThreadPool::instance();
     if (pool.open(job)) {
@@ -493,9 +506,10 @@ class Collection {
   }
 
   /// The calling thread's part: admits while it can, settles outcomes, and keeps the time, until
-  /// finished() or the run is stopped and nobody is inside any more.
+  /// finished(), or the run is stopped and nobody is inside any more. `until_left`: finished() depends
+  /// on workers that leave, not on outcomes.
   template <class Settle, class Admit, class Finished>
-  void drive(Settle&& settle, Admit&& admit, Finished&& finished) {
+  void drive(Settle&& settle, Admit&& admit, Finished&& finished, bool until_left) {
     constexpr int admitted_at_once = 64;  // so that callbacks do not wait for a large window to fill
     Handover& handover = run_.handover();
     std::vector<Resolved> outcomes;
@@ -519,7 +533,7 @@ class Collection {
         if (run_.stop_if_due(now)) continue;
         due = std::min(run_.deadline(), run_.stop_late_attempts(now));
       }
-      handover.collect(outcomes, stopping, due);
+      handover.collect(outcomes, stopping || until_left, due);
       for (Resolved& item : outcomes) settle(item);
     }
   }

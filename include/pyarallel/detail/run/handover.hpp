@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
@@ -31,6 +32,7 @@ class Handover {
   void enter() {
     const std::lock_guard lock{mutex_};
     ++inside_;
+    entered_ = true;
   }
 
   void leave() {
@@ -58,42 +60,48 @@ class Handover {
       if (first) driver_.notify_one();
     }
     if (closed_) {
-      for (const std::size_t slot : slots) resolved_.push_back({.index = 0, .slot = slot, .error = nullptr, .ran = false});
+      for (const std::size_t slot : slots)
+        resolved_.push_back({.index = 0, .slot = slot, .error = nullptr, .ran = false});
       slots.clear();
       return false;
     }
     if (!slots.empty()) {
       waiting_.insert(waiting_.begin(), slots.begin(), slots.end());
       slots.clear();
-      if (idle_workers_ > 0) workers_.notify_one();
+      items_waiting_.store(true, std::memory_order_relaxed);
+      workers_.notify_all();
     }
-    while (waiting_.empty() && !closed_) {
-      ++idle_workers_;
-      workers_.wait(lock);
-      --idle_workers_;
-    }
+    ++idle_workers_;
+    while (waiting_.empty() && !closed_) workers_.wait(lock);
+    --idle_workers_;
     if (closed_) return false;
     const auto taken = static_cast<std::ptrdiff_t>(std::min(most, waiting_.size()));
     slots.assign(waiting_.begin(), waiting_.begin() + taken);
     waiting_.erase(waiting_.begin(), waiting_.begin() + taken);
+    items_waiting_.store(!waiting_.empty(), std::memory_order_relaxed);
     return true;
   }
 
   // The driver's side ------------------------------------------------------------------------------
 
-  /// An item for the workers.
-  void offer(std::size_t slot) {
+  /// An item for the workers. False if those who are here may not be enough.
+  bool offer(std::size_t slot) {
     const std::lock_guard lock{mutex_};
     waiting_.push_back(slot);
+    items_waiting_.store(true, std::memory_order_relaxed);
     if (idle_workers_ > 0) workers_.notify_one();
+    return waiting_.size() <= idle_workers_;
   }
 
-  /// Waits until there are outcomes, somebody called wake(), nobody is inside any more (where that
-  /// is waited for), or it is `due`. The outcomes replace the contents of `outcomes`.
-  void collect(std::vector<Resolved>& outcomes, bool until_empty, TimePoint due) {
+  /// A hint: a worker that comes now would find something.
+  bool items_waiting() const noexcept { return items_waiting_.load(std::memory_order_relaxed); }
+
+  /// Waits until there are outcomes, somebody called wake(), all who came have left (where that is
+  /// waited for), or it is `due`. The outcomes replace the contents of `outcomes`.
+  void collect(std::vector<Resolved>& outcomes, bool until_left, TimePoint due) {
     outcomes.clear();
     std::unique_lock lock{mutex_};
-    while (resolved_.empty() && !woken_ && !(until_empty && inside_ == 0)) {
+    while (resolved_.empty() && !woken_ && !(until_left && entered_ && inside_ == 0)) {
       if (due == TimePoint::max()) {
         driver_.wait(lock);
       } else if (clock().now() < due) {
@@ -115,6 +123,7 @@ class Handover {
   std::deque<std::size_t> close() {
     const std::lock_guard lock{mutex_};
     closed_ = true;
+    items_waiting_.store(false, std::memory_order_relaxed);
     workers_.notify_all();
     return std::exchange(waiting_, {});
   }
@@ -134,8 +143,10 @@ class Handover {
   std::condition_variable workers_;
   std::deque<std::size_t> waiting_;
   std::vector<Resolved> resolved_;
-  std::size_t inside_ = 0;
-  std::size_t idle_workers_ = 0;
+  std::size_t inside_ = 0;        // workers
+  std::size_t idle_workers_ = 0;  // of those, the ones that wait for items
+  bool entered_ = false;          // anybody, ever
+  std::atomic<bool> items_waiting_{false};
   bool woken_ = false;
   bool closed_ = false;
 };

@@ -37,8 +37,14 @@ struct Plan {
   /// An item goes through the attempt loop: something may hold it, repeat it or cut it short.
   bool has_policy() const noexcept { return limiter || retry != nullptr || task_timeout; }
 
-  /// A slow item must not hold back the next (clause W1), so items are handed out singly.
-  bool one_by_one() const noexcept { return chunk == 1 || has_policy() || keyed || reported; }
+  /// How many items a worker takes at once; 0: as many as its pace suggests.
+  std::size_t items_at_once() const noexcept {
+    // A slow item must not hold back the next (clause W1).
+    if (has_policy() || keyed || reported) return 1;
+    if (chunk > 0) return chunk;
+    // A worker that gives items back may have to call others that left, and they would be new again.
+    return worker_init ? 1 : 0;
+  }
 
   /// Attempts and durations are written down (clause R8).
   bool measured() const noexcept { return has_policy() || keyed || reported || timeout; }
@@ -75,8 +81,9 @@ Plan make_plan(const Options& options, bool takes_task) {
   if (options.task_timeout) {
     require(*options.task_timeout >= Duration::zero(), "task_timeout must be >= 0, got ", *options.task_timeout);
     if (plan.executor == Executor::thread && !takes_task) {
-      throw std::invalid_argument("task_timeout with threads needs a function that takes a Task and watches task.stop: "
-                                  "fn(item, task); got one that takes the item only");
+      throw std::invalid_argument(
+          "task_timeout with threads needs a function that takes a Task and watches task.stop: "
+          "fn(item, task); got one that takes the item only");
     }
   }
   plan.timeout = options.timeout;

@@ -94,7 +94,9 @@ class GrowingArray {
 
  private:
   std::size_t used_blocks() const noexcept {
-    return capacity_ == 0 ? 0 : capacity_ <= first_ ? 1 : static_cast<std::size_t>(std::bit_width((capacity_ - 1) / first_)) + 1;
+    return capacity_ == 0        ? 0
+           : capacity_ <= first_ ? 1
+                                 : static_cast<std::size_t>(std::bit_width((capacity_ - 1) / first_)) + 1;
   }
   std::size_t block_size(std::size_t block) const noexcept { return block == 0 ? first_ : first_ << (block - 1); }
 

@@ -48,6 +48,7 @@ class Run {
   Run(const Plan& plan, std::size_t workers)
       : plan_(plan),
         source_(plan.needs_stop_token() ? std::stop_source{} : std::stop_source{std::nostopstate}),
+        token_(source_.get_token()),
         deadline_(plan.timeout ? add_saturating(clock().now(), *plan.timeout) : TimePoint::max()),
         timed_attempts_(plan.task_timeout && !plan.runs_inline() ? workers : 0) {
     // From here on a request may come at any moment, from any thread; it may have come already.
@@ -60,7 +61,7 @@ class Run {
 
   const Plan& plan() const noexcept { return plan_; }
   Handover& handover() noexcept { return handover_; }
-  std::stop_token stop_token() const noexcept { return source_.get_token(); }
+  const std::stop_token& stop_token() const noexcept { return token_; }
   TimePoint deadline() const noexcept { return deadline_; }
 
   // Stopping: the first reason wins ------------------------------------------------------------------
@@ -100,11 +101,12 @@ class Run {
 
   // Attempts under a task_timeout ------------------------------------------------------------------------
 
-  /// The token of an attempt that starts `now`: its own where it can be late, else the run's.
-  std::stop_token begin_attempt(std::size_t worker, TimePoint now) {
-    if (timed_attempts_.empty()) return source_.get_token();
-    TimedAttempt& attempt = timed_attempts_[worker];
+  /// An attempt starts `now`: gives the task a token of its own where it can be late.
+  void begin_attempt(Task& task, TimePoint now) {
+    if (timed_attempts_.empty()) return;
+    TimedAttempt& attempt = timed_attempts_[task.worker];
     std::stop_source stop;
+    task.stop = stop.get_token();
     {
       const std::lock_guard lock{attempt.mutex};
       attempt.stop = stop;
@@ -112,13 +114,12 @@ class Run {
       attempt.running = true;
     }
     if (stopped()) stop.request_stop();
-    return stop.get_token();
   }
 
-  void end_attempt(std::size_t worker) {
+  void end_attempt(const Task& task) {
     if (timed_attempts_.empty()) return;
-    const std::lock_guard lock{timed_attempts_[worker].mutex};
-    timed_attempts_[worker].running = false;
+    const std::lock_guard lock{timed_attempts_[task.worker].mutex};
+    timed_attempts_[task.worker].running = false;
   }
 
   /// Asks attempts that are past their time to stop (driver). Returns when to look again.
@@ -228,6 +229,7 @@ class Run {
   const Plan& plan_;
   std::atomic<StopReason> reason_{StopReason::none};
   std::stop_source source_;
+  const std::stop_token token_;  // kept, for a copy of a token is a write to a counter that all share
   const TimePoint deadline_;
   std::vector<TimedAttempt> timed_attempts_;
   Handover handover_;
