@@ -2,9 +2,9 @@
 //
 // A claim is one atomic add on a shared counter. That costs 35 ns when two cores contend for it, so a
 // claim takes many small items at once, sized by the pace that the worker saw so far: about 50 us of
-// work, starting with a single item. Towards the end claims shrink, down to one item, so that nobody
-// waits long for the last one. A worker whose items turn out slower than expected gives the rest of
-// its claim back.
+// work, starting with a single item. Towards the end claims shrink, down to one item or 2 us of work,
+// so that nobody waits long for the last one. A worker looks at the clock every 4 us of work at the
+// pace seen; when its items turn out slower than expected, it gives the rest of its claim back.
 #pragma once
 
 #include <algorithm>
@@ -24,15 +24,16 @@ class Claims {
  public:
   Claims(std::size_t size, std::size_t workers) noexcept : size_(size), workers_(workers) {}
 
-  /// Up to `most` items, in order; empty when none are left. With `guided`, fewer towards the end.
-  Range take(std::size_t most, bool guided) {
+  /// Up to `most` items, in order; empty when none are left. Towards the end of the input fewer, but
+  /// not fewer than `least`.
+  Range take(std::size_t most, std::size_t least) {
     if (given_back_.load(std::memory_order_acquire) > 0) {
       const Range range = take_given_back(most);
       if (!range.empty()) return range;
     }
     const std::size_t next = next_.load(std::memory_order_relaxed);
     if (next >= size_) return {};
-    if (guided) most = std::min(most, std::max<std::size_t>(1, (size_ - next) / (2 * workers_)));
+    most = std::min(most, std::max(least, (size_ - next) / (2 * workers_)));
     // Never wraps round: a worker stops adding as soon as it sees the end, and claims are bounded.
     const std::size_t first = next_.fetch_add(most, std::memory_order_relaxed);
     if (first >= size_) return {};
@@ -84,49 +85,60 @@ class Claims {
 /// One worker's choice of how many items to claim at once, and how often to look at the clock.
 class Pace {
  public:
-  /// `fixed`: what Batch::chunk says; 0 to choose.
-  explicit Pace(std::size_t fixed, std::size_t most) noexcept : fixed_(fixed), most_(std::max<std::size_t>(most, 1)) {}
+  /// `fixed`: as many at once; 0 to choose. Never more than `most`.
+  Pace(std::size_t fixed, std::size_t most) noexcept
+      : most_(std::max<std::size_t>(most, 1)), fixed_(std::min(fixed, most_)) {}
 
   bool chosen() const noexcept { return fixed_ == 0; }
-  std::size_t chunk() const noexcept { return std::min(most_, chosen() ? chunk_ : fixed_); }
+  /// Items for the next claim: at most so many, and so many even at the end of the input.
+  std::size_t most() const noexcept { return chosen() ? std::min(chunk_, most_) : fixed_; }
+  std::size_t least() const noexcept { return chosen() ? std::min(items_in(2'000), most()) : fixed_; }
 
   /// Starts a claim.
   void begin() noexcept {
-    mark_ = std::chrono::steady_clock::now();
+    if (!chosen()) return;
+    if (mark_ == Time{}) mark_ = std::chrono::steady_clock::now();
     begun_ = mark_;
-    block_ = 1;
   }
 
-  /// How many items to run before the next look at the clock: 1, 2, 4, ... so that a claim whose items
-  /// are slow from the start is noticed at its first, up to about 4 us of work.
-  std::size_t block() const noexcept { return block_; }
+  /// How many items of the claim to run before the next look at the clock.
+  std::size_t block() const noexcept { return chosen() ? items_in(4'000) : fixed_; }
 
-  /// After `items` more: false if the claim takes much longer than it should, so that the rest should
-  /// be given back.
+  /// After a block of `items`: false if the claim takes much longer than it should, so that the rest
+  /// of it should be given back.
   bool keep_going(std::size_t items) noexcept {
+    if (!chosen()) return true;
     const auto now = std::chrono::steady_clock::now();
     per_item_ = std::chrono::duration<double, std::nano>(now - mark_).count() / static_cast<double>(items);
     mark_ = now;
-    block_ = std::max<std::size_t>(1, std::min(block_ * 4, items_in(4'000)));
     return now - begun_ < std::chrono::microseconds{100};
   }
 
   /// Ends a claim: sets the size of the next.
-  void end() noexcept { chunk_ = std::max<std::size_t>(1, std::min(chunk_ * 8, items_in(50'000))); }
+  void end() noexcept { chunk_ = std::min(chunk_ * 8, items_in(50'000)); }
+
+  /// Time went by without items.
+  void rest() noexcept { mark_ = Time{}; }
+
+  /// As last seen; 0 at first.
+  double nanoseconds_per_item() const noexcept { return per_item_; }
 
  private:
+  using Time = std::chrono::steady_clock::time_point;
+
+  // At the pace seen, at least one; one while there is none.
   std::size_t items_in(double nanoseconds) const noexcept {
-    constexpr double many = 1e9;
-    return static_cast<std::size_t>(std::min(many, nanoseconds / std::max(per_item_, 1e-3)));
+    constexpr double many = 1e6;
+    if (per_item_ == 0) return 1;
+    return static_cast<std::size_t>(std::clamp(nanoseconds / per_item_, 1.0, many));
   }
 
-  std::size_t fixed_;
   std::size_t most_;
+  std::size_t fixed_;
   std::size_t chunk_ = 1;
-  std::size_t block_ = 1;
   double per_item_ = 0;
-  std::chrono::steady_clock::time_point begun_;
-  std::chrono::steady_clock::time_point mark_;
+  Time begun_;
+  Time mark_;
 };
 
 }  // namespace pyarallel::detail

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <exception>
 #include <limits>
@@ -250,7 +252,7 @@ class Collection {
     bool initialized = false;
 
     while (!run_.stopped()) {
-      const Range claim = claims.take(pace.chunk(), pace.chosen());
+      const Range claim = claims.take(pace.most(), pace.least());
       if (claim.empty()) return;
       if (!initialized && !initialize_worker()) {
         claims.give_back(claim);
@@ -264,7 +266,7 @@ class Collection {
         const Range block{next, std::min(claim.last, next + pace.block())};
         next = run_block(first, block, task);
         if (next < block.last) break;  // the run was stopped
-        if (pace.chosen()) quick = pace.keep_going(block.size());
+        quick = pace.keep_going(block.size());
       }
       pace.end();
       if (next < claim.last) {
@@ -410,10 +412,12 @@ class Collection {
         slot.index = pulled_++;
         ++window.unresolved;
         more = admit(slot.index, slot.item);
-        if (more) {
-          if (!run_.handover().offer(place)) ThreadPool::instance().call_again(*job_);
-        } else {
+        if (!more) {
           settle(window, {.index = 0, .slot = place, .error = nullptr, .ran = false});
+        } else if (better_run_here()) {
+          settle(window, run_here(window, place));
+        } else if (!run_.handover().offer(place)) {
+          ThreadPool::instance().call_again(*job_);
         }
       });
       return more;
@@ -422,6 +426,29 @@ class Collection {
       drive([&](Resolved& item) { settle(window, std::move(item)); }, admit_one,
             [&] { return !more && window.unresolved == 0; }, false);
     });
+  }
+
+  /// Handing over an item costs a microsecond or more. While items take less, the driver, which has to
+  /// pull them anyway, runs them itself in the place of a worker that is free.
+  bool better_run_here() const {
+    constexpr double tiny = 1'000;
+    const double pace = pulled_pace_.load(std::memory_order_relaxed);
+    return pace > 0 && pace < tiny && plan_.items_at_once() == 0 && !plan_.takes_task &&
+           busy_workers_.load(std::memory_order_relaxed) < workers_;
+  }
+
+  Resolved run_here(Window& window, std::size_t place) {
+    constexpr std::size_t looks_every = 32;
+    Task task;
+    Resolved resolved = run_slot(window, place, task, true);
+    if (++run_here_ % looks_every == 0) {
+      const auto now = std::chrono::steady_clock::now();
+      const std::chrono::duration<double, std::nano> spent = now - run_here_mark_;
+      // Pulling included: where that is slow, the workers may as well have the items.
+      pulled_pace_.store(spent.count() / looks_every, std::memory_order_relaxed);
+      run_here_mark_ = now;
+    }
+    return resolved;
   }
 
   void settle(Window& window, Resolved item) {
@@ -443,7 +470,8 @@ class Collection {
     std::vector<Resolved> outcomes;
     std::vector<std::size_t> mine;
     bool initialized = false;
-    while (run_.handover().exchange(outcomes, mine, pace.chunk())) {
+    while (run_.handover().exchange(outcomes, mine, pace.most())) {
+      busy_workers_.fetch_add(1, std::memory_order_relaxed);
       const bool may_run = initialized || initialize_worker();
       initialized = true;
       pace.begin();
@@ -452,10 +480,13 @@ class Collection {
         const std::size_t block = std::min(mine.size(), done + pace.block());
         const std::size_t items = block - done;
         for (; done < block; ++done) outcomes.push_back(run_slot(window, mine[done], task, may_run));
-        if (pace.chosen()) quick = pace.keep_going(items);
+        quick = pace.keep_going(items);
       }
       pace.end();
+      pace.rest();
+      pulled_pace_.store(pace.nanoseconds_per_item(), std::memory_order_relaxed);
       mine.erase(mine.begin(), mine.begin() + static_cast<std::ptrdiff_t>(done));  // the rest goes back
+      busy_workers_.fetch_sub(1, std::memory_order_relaxed);
     }
   }
 
@@ -547,8 +578,12 @@ class Collection {
   GrowingArray<R> values_;
   GrowingArray<Receipt, Fill::zero> receipts_;
   std::vector<ItemKey> keys_;
-  std::size_t pulled_ = 0;  // items admitted
-  std::size_t done_ = 0;    // items reported
+  std::size_t pulled_ = 0;                    // items admitted
+  std::size_t done_ = 0;                      // items reported
+  std::atomic<double> pulled_pace_{0};        // nanoseconds per pulled item, as last seen; 0 if never
+  std::atomic<std::size_t> busy_workers_{0};  // with pulled items
+  std::size_t run_here_ = 0;                  // pulled items that the driver ran
+  std::chrono::steady_clock::time_point run_here_mark_ = std::chrono::steady_clock::now();
   bool call_failed_ = false;
   ThreadPool::Job* job_ = nullptr;
   Run run_;

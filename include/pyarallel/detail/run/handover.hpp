@@ -5,7 +5,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
-#include <deque>
 #include <exception>
 #include <iterator>
 #include <mutex>
@@ -23,6 +22,40 @@ struct Resolved {
   std::size_t slot = 0;      // of a pulled item
   std::exception_ptr error;  // null: it has a value
   bool ran = true;           // false: the run stopped before its first attempt
+};
+
+/// First in, first out. (A std::deque allocates before it holds anything.)
+class SlotQueue {
+ public:
+  std::size_t size() const noexcept { return slots_.size() - first_; }
+  bool empty() const noexcept { return size() == 0; }
+
+  void push_back(std::size_t slot) {
+    if (first_ > 64 && first_ > slots_.size() / 2) {
+      slots_.erase(slots_.begin(), begin());
+      first_ = 0;
+    }
+    slots_.push_back(slot);
+  }
+
+  void push_front(const std::vector<std::size_t>& slots) { slots_.insert(begin(), slots.begin(), slots.end()); }
+
+  /// Up to `most`, in order.
+  void take(std::size_t most, std::vector<std::size_t>& taken) {
+    const auto end = begin() + static_cast<std::ptrdiff_t>(std::min(most, size()));
+    taken.assign(begin(), end);
+    first_ += taken.size();
+    if (empty()) {
+      slots_.clear();
+      first_ = 0;
+    }
+  }
+
+ private:
+  std::vector<std::size_t>::iterator begin() { return slots_.begin() + static_cast<std::ptrdiff_t>(first_); }
+
+  std::vector<std::size_t> slots_;
+  std::size_t first_ = 0;
 };
 
 class Handover {
@@ -66,7 +99,7 @@ class Handover {
       return false;
     }
     if (!slots.empty()) {
-      waiting_.insert(waiting_.begin(), slots.begin(), slots.end());
+      waiting_.push_front(slots);
       slots.clear();
       items_waiting_.store(true, std::memory_order_relaxed);
       workers_.notify_all();
@@ -75,9 +108,7 @@ class Handover {
     while (waiting_.empty() && !closed_) workers_.wait(lock);
     --idle_workers_;
     if (closed_) return false;
-    const auto taken = static_cast<std::ptrdiff_t>(std::min(most, waiting_.size()));
-    slots.assign(waiting_.begin(), waiting_.begin() + taken);
-    waiting_.erase(waiting_.begin(), waiting_.begin() + taken);
+    waiting_.take(most, slots);
     items_waiting_.store(!waiting_.empty(), std::memory_order_relaxed);
     return true;
   }
@@ -120,12 +151,14 @@ class Handover {
   }
 
   /// Sends the workers away. Returns the items that none of them took.
-  std::deque<std::size_t> close() {
+  std::vector<std::size_t> close() {
     const std::lock_guard lock{mutex_};
     closed_ = true;
     items_waiting_.store(false, std::memory_order_relaxed);
     workers_.notify_all();
-    return std::exchange(waiting_, {});
+    std::vector<std::size_t> left;
+    waiting_.take(waiting_.size(), left);
+    return left;
   }
 
   // Anybody's --------------------------------------------------------------------------------------
@@ -141,7 +174,7 @@ class Handover {
   std::mutex mutex_;
   std::condition_variable driver_;
   std::condition_variable workers_;
-  std::deque<std::size_t> waiting_;
+  SlotQueue waiting_;
   std::vector<Resolved> resolved_;
   std::size_t inside_ = 0;        // workers
   std::size_t idle_workers_ = 0;  // of those, the ones that wait for items

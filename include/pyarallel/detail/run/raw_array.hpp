@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
@@ -46,63 +47,78 @@ template <class T, Fill fill = Fill::none>
 class GrowingArray {
  public:
   /// With the size known there is one block, and nothing ever moves.
-  explicit GrowingArray(std::size_t known_size = 0) : first_(std::max<std::size_t>(known_size, 64)) {
+  explicit GrowingArray(std::size_t known_size = 0) : first_size_(std::max<std::size_t>(known_size, 64)) {
     if (known_size > 0) {
-      blocks_[0] = allocate_raw<T>(known_size, fill);
+      first_ = allocate_raw<T>(known_size, fill);
       capacity_ = known_size;
     }
   }
 
   void grow_to(std::size_t size) {
-    while (capacity_ < size) {
-      blocks_[used_blocks()] = allocate_raw<T>(block_size(used_blocks()), fill);
-      capacity_ = capacity_ == 0 ? first_ : capacity_ * 2;
-    }
+    while (capacity_ < size) grow();
   }
 
   T* at(std::size_t index) const noexcept {
-    if (index < first_) return blocks_[0].get() + index;
-    // Block k > 0 holds [first * 2^(k-1), first * 2^k).
-    const auto block = static_cast<std::size_t>(std::bit_width(index / first_));
-    return blocks_[block].get() + (index - (first_ << (block - 1)));
+    if (index < first_size_) return first_.get() + index;
+    // Further block k holds [first * 2^k, first * 2^(k+1)).
+    const auto block = static_cast<std::size_t>(std::bit_width(index / first_size_)) - 1;
+    return (*further_)[block].get() + (index - (first_size_ << block));
   }
 
   /// The places 0 to size-1 in one piece. `alive(i)` says which hold an object: those are moved if
   /// they have to. If a move throws, all objects are as they were (some moved from).
   template <class Alive>
   RawArray<T> release_contiguous(std::size_t size, Alive&& alive) {
-    if (used_blocks() <= 1) return std::move(blocks_[0]);
+    if (!further_) return std::move(first_);
     RawArray<T> whole = allocate_raw<T>(size, fill);
-    std::size_t done = 0;
-    try {
-      for (; done < size; ++done) {
-        if (alive(done)) std::construct_at(whole.get() + done, std::move(*at(done)));
+    if constexpr (std::is_trivially_copyable_v<T>) {
+      for (std::size_t done = 0, block = first_size_; done < size; done += block) {
+        if (done > 0) block = done;
+        std::memcpy(static_cast<void*>(whole.get() + done), static_cast<const void*>(at(done)),
+                    std::min(block, size - done) * sizeof(T));
       }
-    } catch (...) {
-      while (done-- > 0) {
-        if (alive(done)) std::destroy_at(whole.get() + done);
+    } else {
+      std::size_t done = 0;
+      try {
+        for (; done < size; ++done) {
+          if (alive(done)) std::construct_at(whole.get() + done, std::move(*at(done)));
+        }
+      } catch (...) {
+        while (done-- > 0) {
+          if (alive(done)) std::destroy_at(whole.get() + done);
+        }
+        throw;
       }
-      throw;
+      for (std::size_t i = 0; i < size; ++i) {
+        if (alive(i)) std::destroy_at(at(i));
+      }
     }
-    for (std::size_t i = 0; i < size; ++i) {
-      if (alive(i)) std::destroy_at(at(i));
-    }
-    blocks_ = {};
+    first_.reset();
+    further_.reset();
     capacity_ = 0;
     return whole;
   }
 
  private:
-  std::size_t used_blocks() const noexcept {
-    return capacity_ == 0        ? 0
-           : capacity_ <= first_ ? 1
-                                 : static_cast<std::size_t>(std::bit_width((capacity_ - 1) / first_)) + 1;
-  }
-  std::size_t block_size(std::size_t block) const noexcept { return block == 0 ? first_ : first_ << (block - 1); }
+  using Blocks = std::array<RawArray<T>, 64>;
 
-  std::size_t first_;
+  void grow() {
+    if (capacity_ == 0) {
+      first_ = allocate_raw<T>(first_size_, fill);
+      capacity_ = first_size_;
+      return;
+    }
+    if (!further_) further_ = std::make_unique<Blocks>();
+    // As large as all before it.
+    (*further_)[static_cast<std::size_t>(std::bit_width(capacity_ / first_size_)) - 1] =
+        allocate_raw<T>(capacity_, fill);
+    capacity_ *= 2;
+  }
+
+  std::size_t first_size_;
   std::size_t capacity_ = 0;
-  std::array<RawArray<T>, 64> blocks_{};
+  RawArray<T> first_;
+  std::unique_ptr<Blocks> further_;  // of fixed size, for others read it while it fills
 };
 
 }  // namespace pyarallel::detail
