@@ -161,11 +161,12 @@ inline std::optional<Duration> parse_retry_after(
   }
   const auto date = detail::parse_http_date(text, now);
   if (!date) return {};
-  // Compared in seconds first: a four-digit year can lie beyond what nanoseconds reach.
-  const auto wait = *date - std::chrono::floor<std::chrono::seconds>(now);
-  if (wait > std::chrono::floor<std::chrono::seconds>(Duration::max())) return Duration::max();
+  // In seconds first: a four-digit year can lie beyond what nanoseconds reach.
+  const auto this_second = std::chrono::floor<std::chrono::seconds>(now);
+  const auto wait = *date - this_second;
   if (wait <= std::chrono::seconds{0}) return Duration::zero();
-  return std::max(Duration::zero(), std::chrono::duration_cast<Duration>(*date - now));
+  if (wait > std::chrono::floor<std::chrono::seconds>(Duration::max())) return Duration::max();
+  return Duration{wait} - std::chrono::duration_cast<Duration>(now - this_second);
 }
 
 /// The numbers of Retry::for_http, with its defaults; see Retry.

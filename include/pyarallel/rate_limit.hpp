@@ -47,7 +47,8 @@ Grant acquire(const Limiter& limiter, TimePoint latest, const std::stop_token& s
 /// The shareable runtime of a RateLimit: copies share one budget, across threads and calls.
 /// Every member may be called from several threads at once. Tokens are consumed at the grant, never
 /// by an abandoned wait; nobody takes a lock, and every waiter sleeps until its own moment.
-/// Members that take `tokens` throw std::invalid_argument unless 0 < tokens <= burst.
+/// Members that take `tokens` throw std::invalid_argument unless 0 < tokens <= burst. A token lasts a
+/// whole number of nanoseconds: count bandwidth in KiB rather than bytes.
 class Limiter {
  public:
   /// std::invalid_argument for a bad rate.

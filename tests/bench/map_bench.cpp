@@ -1,19 +1,24 @@
 // The plain map beside what people use today: OpenMP and oneTBB, on the same items and two workers.
 //
 // Every peer writes its results into memory that is fresh in each call, as a caller does who wants the
-// results of this call. Run it with ./tests/bench/run, which interleaves the repetitions.
+// results of this call. Repetitions of all peers are interleaved; medians are printed.
+#if !PYARALLEL_HAS_BENCHMARK
+#include <cstdio>
+int main() { std::puts("skipped: Google Benchmark is missing"); }
+#else
 #include <benchmark/benchmark.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
 #include <pyarallel.hpp>
+#include <string>
 #include <vector>
 
-#ifdef BENCH_OPENMP
+#if PYARALLEL_HAS_OPENMP
 #include <omp.h>
 #endif
-#ifdef BENCH_TBB
+#if PYARALLEL_HAS_TBB
 #include <oneapi/tbb/blocked_range.h>
 #include <oneapi/tbb/global_control.h>
 #include <oneapi/tbb/parallel_for.h>
@@ -33,7 +38,7 @@ std::int64_t microsecond(std::int64_t item) {
   return static_cast<std::int64_t>(value);
 }
 
-// Each of the first 99 % of the items is trivial to the last ones: static splits lose half on this.
+// The last hundredth of the items takes half of the time: static splits lose half on this.
 std::int64_t heavy_tail(std::int64_t item) {
   if (item < 9'900) return microsecond(item);
   std::int64_t sum = 0;
@@ -74,7 +79,7 @@ void sequential_loop(benchmark::State& state) {
   });
 }
 
-#ifdef BENCH_OPENMP
+#if PYARALLEL_HAS_OPENMP
 template <auto fn>
 void openmp_static(benchmark::State& state) {
   run(state, [](const auto& input) {
@@ -96,7 +101,7 @@ void openmp_dynamic(benchmark::State& state) {
 }
 #endif
 
-#ifdef BENCH_TBB
+#if PYARALLEL_HAS_TBB
 template <auto fn, class Partitioner>
 void tbb_for(benchmark::State& state) {
   const oneapi::tbb::global_control limit{oneapi::tbb::global_control::max_allowed_parallelism, workers};
@@ -123,11 +128,11 @@ void register_all(const std::string& workload, std::int64_t count) {
   };
   add("pyarallel", pyarallel_map<fn>);
   add("loop", sequential_loop<fn>);
-#ifdef BENCH_OPENMP
+#if PYARALLEL_HAS_OPENMP
   add("openmp_static", openmp_static<fn>);
   add("openmp_dynamic", openmp_dynamic<fn>);
 #endif
-#ifdef BENCH_TBB
+#if PYARALLEL_HAS_TBB
   add("tbb_auto", tbb_for<fn, oneapi::tbb::auto_partitioner>);
   add("tbb_static", tbb_for<fn, oneapi::tbb::static_partitioner>);
 #endif
@@ -140,7 +145,16 @@ int main(int argc, char** argv) {
   register_all<microsecond>("1us_10k", 10'000);
   register_all<heavy_tail>("heavy_tail_10k", 10'000);
   register_all<trivial>("trivial_100", 100);
-  benchmark::Initialize(&argc, argv);
+
+  // What is given on the command line comes later, and wins.
+  std::vector<std::string> words{argv[0], "--benchmark_enable_random_interleaving=true", "--benchmark_repetitions=7",
+                                 "--benchmark_min_time=0.2", "--benchmark_report_aggregates_only=true"};
+  words.insert(words.end(), argv + 1, argv + argc);
+  std::vector<char*> pointers;
+  for (std::string& word : words) pointers.push_back(word.data());
+  int count = static_cast<int>(pointers.size());
+  benchmark::Initialize(&count, pointers.data());
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
 }
+#endif

@@ -32,9 +32,7 @@ class Bucket {
  public:
   /// `per_token`: nanoseconds; `burst`: tokens at once.
   Bucket(double per_token, int burst) noexcept
-      : per_token_(per_token),
-        one_token_(scaled(per_token, 1)),
-        burst_time_(scaled(static_cast<double>(one_token_.count()), burst)) {}
+      : one_token_(scaled(per_token, 1)), burst_time_(scaled(static_cast<double>(one_token_.count()), burst)) {}
 
   /// The first moment for `tokens` from `now` on, unless it lies after `latest`.
   std::optional<Reservation> reserve(TimePoint now, double tokens, TimePoint latest) noexcept {
@@ -128,8 +126,12 @@ class Bucket {
     return Duration{static_cast<Ticks>(std::ceil(std::min(length * by, furthest)))};
   }
 
-  // Rounded up, so that the limit is never exceeded, not even by a nanosecond in a million.
-  Duration cost_of(double tokens) const noexcept { return tokens == 1 ? one_token_ : scaled(per_token_, tokens); }
+  // A token is a whole number of nanoseconds, rounded up, and everything is counted in tokens: so the
+  // limit is never exceeded, not by a nanosecond in a million, and it is reached within 2 % up to 20
+  // million tokens a second.
+  Duration cost_of(double tokens) const noexcept {
+    return tokens == 1 ? one_token_ : scaled(static_cast<double>(one_token_.count()), tokens);
+  }
 
   Reservation reservation_at(TimePoint start, Duration cost) const noexcept {
     return {start, cost, add_saturating(start, cost) - burst_time_};
@@ -140,7 +142,7 @@ class Bucket {
     const Ticks paused_until = paused_until_.load(std::memory_order_seq_cst);
     if (paused_until != unused) start = std::max(start, add_saturating(time(paused_until), burst_time_ - one_token_));
     Reservation next = reservation_at(start, cost);
-    next.due = std::max(next.due, now);
+    next.due = std::max({next.due, now, time(paused_until)});
     return next;
   }
 
@@ -177,15 +179,15 @@ class Bucket {
     }
   }
 
+  // The earliest that fits: what is left of it stays a hole.
   std::optional<Reservation> fill_hole(TimePoint now, Duration cost, TimePoint latest) noexcept {
-    for (Hole& hole : holes_) {
-      const auto content = take(hole);
-      if (!content) continue;
-      if (!usable(*content, now)) continue;  // its time has passed: forgotten
+    while (Hole* hole = earliest_hole(now, cost)) {
+      const auto content = take(*hole);
+      if (!content) continue;  // somebody was quicker
       const Reservation wanted = reservation_at(content->start, cost);
       if (cost > content->cost || wanted.due > latest || !usable(wanted, now)) {
         leave_hole(now, *content);
-        continue;
+        return std::nullopt;
       }
       leave_hole(now, reservation_at(content->start + cost, content->cost - cost));
       return wanted;
@@ -193,7 +195,24 @@ class Bucket {
     return std::nullopt;
   }
 
-  const double per_token_;
+  // Forgets holes whose time has passed on the way.
+  Hole* earliest_hole(TimePoint now, Duration cost) noexcept {
+    Hole* earliest = nullptr;
+    Ticks earliest_start = std::numeric_limits<Ticks>::max();
+    for (Hole& hole : holes_) {
+      const Ticks start = hole.start.load(std::memory_order_acquire);
+      if (start < first_time) continue;
+      const Duration length{hole.cost.load(std::memory_order_relaxed)};
+      if (!usable(reservation_at(time(start), length), now)) {
+        take(hole);
+      } else if (length >= cost && start < earliest_start && usable(reservation_at(time(start), cost), now)) {
+        earliest = &hole;
+        earliest_start = start;
+      }
+    }
+    return earliest;
+  }
+
   const Duration one_token_;
   const Duration burst_time_;
   alignas(64) std::atomic<Ticks> tail_{unused};

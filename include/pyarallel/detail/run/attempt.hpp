@@ -129,11 +129,12 @@ inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call) {
   task.index = index;
 
   while (true) {
-    if (run.stopped()) return unrun();
+    if (receipt.attempts == 0 ? run.closed() : run.stopped()) return unrun();
     if (plan.limiter) {
       const Grant grant = acquire(*plan.limiter, run.deadline(), run.stop_token());
-      // A token that comes only after the deadline: no use waiting for either (clause L4).
-      if (grant == Grant::too_late) run.stop(StopReason::timed_out);
+      // The next token comes only after the deadline: no use waiting for either (clause L4). Others may
+      // have got theirs in time.
+      if (grant == Grant::too_late) run.close(StopReason::timed_out);
       if (grant != Grant::granted || run.stopped()) return unrun();
     }
     const TimePoint start = clock().now();

@@ -132,7 +132,7 @@ class Collection {
       resolved.error = std::move(outcome.error);
     } else {
       if constexpr (what == Through::stop_checks) {
-        resolved.ran = !run_.stopped();
+        resolved.ran = !run_.closed();
         if (!resolved.ran) return resolved;
       }
       task.index = index;
@@ -251,7 +251,7 @@ class Collection {
     Pace pace{plan_.items_at_once(), most};
     bool initialized = false;
 
-    while (!run_.stopped()) {
+    while (!run_.closed()) {
       const Range claim = claims.take(pace.most(), pace.least());
       if (claim.empty()) return;
       if (!initialized && !initialize_worker()) {
@@ -271,7 +271,7 @@ class Collection {
       pace.end();
       if (next < claim.last) {
         claims.give_back({next, claim.last});
-        if (!run_.stopped() && job_ != nullptr) ThreadPool::instance().call_again(*job_);
+        if (!run_.closed() && job_ != nullptr) ThreadPool::instance().call_again(*job_);
       }
     }
   }
@@ -336,7 +336,7 @@ class Collection {
     Task task = new_task(0);
     Item item;
     bool initialized = false;
-    while (!run_.stopped() && !(plan_.timeout && run_.stop_if_due(clock().now()))) {
+    while (!run_.closed() && !(plan_.timeout && run_.stop_if_due(clock().now()))) {
       bool more = false;
       const auto pull = [&] {
         more = puller.has_next();
@@ -402,7 +402,7 @@ class Collection {
     const auto has_work = [&] { return run_.handover().items_waiting(); };
     // Reads one item for the workers, if there is room for it. False if there is none to be had now.
     const auto admit_one = [&] {
-      if (!more || window.unresolved == window.size || run_.stopped()) return false;
+      if (!more || window.unresolved == window.size || run_.closed()) return false;
       more = false;
       guarded([&] {
         if (!puller.has_next()) return;
@@ -493,7 +493,7 @@ class Collection {
   Resolved run_slot(Window& window, std::size_t place, Task& task, bool may_run) {
     Slot& slot = *window.slots.at(place);
     Resolved resolved{.index = slot.index, .slot = place, .error = nullptr, .ran = false};
-    if (may_run && !run_.stopped()) {
+    if (may_run && !run_.closed()) {
       auto& arg = slot.item.get();
       resolved = through([&]<Through what>(std::integral_constant<Through, what>) {
         return run_through<what>(task, slot.index, arg);
@@ -537,7 +537,7 @@ class Collection {
   }
 
   /// The calling thread's part: admits while it can, settles outcomes, and keeps the time, until
-  /// finished(), or the run is stopped and nobody is inside any more. `until_left`: finished() depends
+  /// finished(), or the run is closed and nobody is inside any more. `until_left`: finished() depends
   /// on workers that leave, not on outcomes.
   template <class Settle, class Admit, class Finished>
   void drive(Settle&& settle, Admit&& admit, Finished&& finished, bool until_left) {
@@ -549,22 +549,23 @@ class Collection {
       while (admitted < admitted_at_once && admit()) ++admitted;
       if (finished()) return;
 
-      const bool stopping = run_.stopped();
-      TimePoint due = TimePoint::max();
-      if (stopping) {
+      const bool closed = run_.closed();
+      if (closed) {
         for (const std::size_t slot : handover.close()) {
           Resolved item{.index = 0, .slot = slot, .error = nullptr, .ran = false};
           settle(item);
         }
         if (handover.nobody_inside()) return;
-      } else if (admitted == admitted_at_once) {
-        due = TimePoint::min();
-      } else if (plan_.timeout || plan_.task_timeout) {
+      }
+      TimePoint due = TimePoint::max();
+      if (admitted == admitted_at_once) {
+        due = TimePoint::min();  // there may be room for more
+      } else if (!run_.stopped() && (plan_.timeout || plan_.task_timeout)) {
         const TimePoint now = clock().now();
         if (run_.stop_if_due(now)) continue;
         due = std::min(run_.deadline(), run_.stop_late_attempts(now));
       }
-      handover.collect(outcomes, stopping || until_left, due);
+      handover.collect(outcomes, closed || until_left, due);
       for (Resolved& item : outcomes) settle(item);
     }
   }

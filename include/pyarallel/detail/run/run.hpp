@@ -66,12 +66,19 @@ class Run {
 
   // Stopping: the first reason wins ------------------------------------------------------------------
 
-  bool stopped() const noexcept { return reason_.load(std::memory_order_relaxed) != StopReason::none; }
+  /// Nothing more is admitted.
+  bool closed() const noexcept { return phase_.load(std::memory_order_relaxed) != Phase::open; }
+  /// And what was admitted should come to an end: no further attempts, no waits.
+  bool stopped() const noexcept { return phase_.load(std::memory_order_relaxed) == Phase::stopped; }
+
+  /// No more items; those admitted go on.
+  void close(StopReason reason) {
+    enter(Phase::closed, reason);
+    handover_.wake();
+  }
 
   void stop(StopReason reason) {
-    StopReason none = StopReason::none;
-    // Release: who sees the run stopped sees what was written before, such as the call's exception.
-    if (!reason_.compare_exchange_strong(none, reason, std::memory_order_acq_rel)) return;
+    if (!enter(Phase::stopped, reason)) return;
     source_.request_stop();
     // An attempt that begins now looks at stopped() after it has shown itself here, so none is missed.
     for (TimedAttempt& attempt : timed_attempts_) stop_attempt(attempt, TimePoint::max());
@@ -180,6 +187,20 @@ class Run {
     void operator()() const { run->stop(StopReason::cancelled); }
   };
 
+  enum class Phase { open, closed, stopped };
+
+  // False if the run was as far already.
+  bool enter(Phase phase, StopReason reason) {
+    StopReason none = StopReason::none;
+    reason_.compare_exchange_strong(none, reason, std::memory_order_acq_rel);
+    Phase current = phase_.load(std::memory_order_relaxed);
+    while (current < phase) {
+      // Release: who sees the phase may see why.
+      if (phase_.compare_exchange_weak(current, phase, std::memory_order_acq_rel)) return true;
+    }
+    return false;
+  }
+
   // Requests a stop if the attempt was due by `now`. Returns when it will be due, if it will.
   static TimePoint stop_attempt(TimedAttempt& attempt, TimePoint now) {
     std::stop_source stop{std::nostopstate};
@@ -227,6 +248,7 @@ class Run {
   }
 
   const Plan& plan_;
+  std::atomic<Phase> phase_{Phase::open};
   std::atomic<StopReason> reason_{StopReason::none};
   std::stop_source source_;
   const std::stop_token token_;  // kept, for a copy of a token is a write to a counter that all share
