@@ -558,13 +558,12 @@ class Collection {
         if (handover.nobody_inside()) return;
       }
       TimePoint due = TimePoint::max();
-      if (admitted == admitted_at_once) {
-        due = TimePoint::min();  // there may be room for more
-      } else if (!run_.stopped() && (plan_.timeout || plan_.task_timeout)) {
+      if (!run_.stopped() && (plan_.timeout || plan_.task_timeout)) {
         const TimePoint now = clock().now();
         if (run_.stop_if_due(now)) continue;
         due = std::min(run_.deadline(), run_.stop_late_attempts(now));
       }
+      if (admitted == admitted_at_once) due = TimePoint::min();  // there may be room for more
       handover.collect(outcomes, closed || until_left, due);
       for (Resolved& item : outcomes) settle(item);
     }
