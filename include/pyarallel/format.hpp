@@ -1,15 +1,12 @@
 // How fmt prints the types of this library.
 #pragma once
 
-#if __has_include(<fmt/base.h>)
-#include <fmt/base.h>
-#else
-#include <fmt/core.h>
-#endif
-
+#include <algorithm>
 #include <cstddef>
 #include <string>
+#include <string_view>
 
+#include "pyarallel/detail/fmt.hpp"
 #include "pyarallel/detail/require.hpp"
 #include "pyarallel/error.hpp"
 #include "pyarallel/rate_limit.hpp"
@@ -19,11 +16,38 @@
 
 namespace pyarallel::detail {
 
+inline std::string text_of(const RateLimit& rate) {
+  return fmt::format("RateLimit({} per {}, burst {})", rate.count, text_of(rate.per), rate.burst);
+}
+
+inline std::string text_of(const Retry& retry) {
+  return fmt::format("Retry({} attempts, backoff {} to {}{})", retry.attempts, text_of(retry.backoff),
+                     text_of(retry.max_delay), retry.jitter ? ", jitter" : "");
+}
+
+inline std::string text_of(const Error& error) { return fmt::format("{}: {}", error.type_name(), error.what()); }
+
+inline std::string text_of(const Failure& failure) {
+  return fmt::format("[{}] {}", failure.index, text_of(failure.error));
+}
+
+inline std::string text_of_result(std::size_t size, std::size_t failed, RunStatus status) {
+  std::string text = fmt::format("MapResult({} ok, {} failed", size - failed, failed);
+  if (status != RunStatus::completed) text.append(", ").append(name_of(status));
+  return text + ")";
+}
+
 /// A formatter that takes no format specification.
 struct PlainFormatter {
   template <class Context>
   constexpr auto parse(Context& context) {
     return context.begin();
+  }
+
+ protected:
+  template <class Context>
+  static auto write(std::string_view text, Context& context) {
+    return std::copy(text.begin(), text.end(), context.out());
   }
 };
 
@@ -34,7 +58,7 @@ template <>
 struct fmt::formatter<pyarallel::RunStatus> : pyarallel::detail::PlainFormatter {
   template <class Context>
   auto format(pyarallel::RunStatus status, Context& context) const {
-    return fmt::format_to(context.out(), "{}", pyarallel::detail::name_of(status));
+    return write(pyarallel::detail::name_of(status), context);
   }
 };
 
@@ -43,8 +67,7 @@ template <>
 struct fmt::formatter<pyarallel::RateLimit> : pyarallel::detail::PlainFormatter {
   template <class Context>
   auto format(const pyarallel::RateLimit& rate, Context& context) const {
-    return fmt::format_to(context.out(), "RateLimit({} per {}, burst {})", rate.count,
-                          pyarallel::detail::text_of(rate.per), rate.burst);
+    return write(pyarallel::detail::text_of(rate), context);
   }
 };
 
@@ -53,9 +76,7 @@ template <>
 struct fmt::formatter<pyarallel::Retry> : pyarallel::detail::PlainFormatter {
   template <class Context>
   auto format(const pyarallel::Retry& retry, Context& context) const {
-    return fmt::format_to(context.out(), "Retry({} attempts, backoff {} to {}{})", retry.attempts,
-                          pyarallel::detail::text_of(retry.backoff), pyarallel::detail::text_of(retry.max_delay),
-                          retry.jitter ? ", jitter" : "");
+    return write(pyarallel::detail::text_of(retry), context);
   }
 };
 
@@ -64,7 +85,7 @@ template <>
 struct fmt::formatter<pyarallel::Error> : pyarallel::detail::PlainFormatter {
   template <class Context>
   auto format(const pyarallel::Error& error, Context& context) const {
-    return fmt::format_to(context.out(), "{}: {}", error.type_name(), error.what());
+    return write(pyarallel::detail::text_of(error), context);
   }
 };
 
@@ -73,7 +94,7 @@ template <>
 struct fmt::formatter<pyarallel::Failure> : pyarallel::detail::PlainFormatter {
   template <class Context>
   auto format(const pyarallel::Failure& failure, Context& context) const {
-    return fmt::format_to(context.out(), "[{}] {}: {}", failure.index, failure.error.type_name(), failure.error.what());
+    return write(pyarallel::detail::text_of(failure), context);
   }
 };
 
@@ -82,9 +103,6 @@ template <class R>
 struct fmt::formatter<pyarallel::MapResult<R>> : pyarallel::detail::PlainFormatter {
   template <class Context>
   auto format(const pyarallel::MapResult<R>& result, Context& context) const {
-    const std::size_t failed = result.failures().size();
-    auto out = fmt::format_to(context.out(), "MapResult({} ok, {} failed", result.size() - failed, failed);
-    if (!result.complete()) out = fmt::format_to(out, ", {}", pyarallel::detail::name_of(result.status()));
-    return fmt::format_to(out, ")");
+    return write(pyarallel::detail::text_of_result(result.size(), result.failures().size(), result.status()), context);
   }
 };

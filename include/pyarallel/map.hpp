@@ -64,4 +64,12 @@ MapResult<starmap_result_t<F, Items>> parallel_starmap(
                                                      detail::apply_takes_task<F, item_arg_t<Items>>);
 }
 
+/// The same with options said once, in `shared`; a field set in `overrides` wins.
+template <class F, std::ranges::input_range Items, std::same_as<Options> Shared>
+MapResult<starmap_result_t<F, Items>> parallel_starmap(
+    F&& fn, Items&& items, const Shared& shared,
+    const MapOptions<item_t<Items>, starmap_result_t<F, Items>>& overrides = {}) {
+  return parallel_starmap(std::forward<F>(fn), std::forward<Items>(items), detail::merged(shared, overrides));
+}
+
 }  // namespace pyarallel

@@ -293,6 +293,9 @@ class Successes {
   std::span<const Failure> failures_;
 };
 
+template <class R>
+class OwnedSuccesses;
+
 /// The outcome of a map, in input order. Functions that return void give MapResult<std::monostate>.
 /// Whole-result access throws when there is no whole result: TimeoutError / Aborted / Cancelled for
 /// a truncated run (checked first), then ExceptionGroup when items failed. A partial list never
@@ -361,11 +364,14 @@ class MapResult {
     return values_.get()[index];
   }
 
-  /// What succeeded, as a forward range of Success<R> that refers to this result. Never throws.
+  /// What succeeded, as a forward range of Success<R> that refers to this result (of an rvalue: that
+  /// owns it). Never throws for failures or truncation.
   Successes<R> successes() const& { return {values_.get(), size(), summary_.failures}; }
+  OwnedSuccesses<R> successes() && { return OwnedSuccesses<R>{std::move(*this)}; }
 
   /// What failed or never ran, in input order. Never throws.
   std::span<const Failure> failures() const& { return summary_.failures; }
+  std::vector<Failure> failures() && { return summary_.failures; }
 
   /// The values that are there, in input order: copies, or moves from an rvalue.
   std::vector<R> ok_values() const& {
@@ -458,6 +464,23 @@ class MapResult {
 
   detail::RawArray<R> values_;  // raw where an item failed
   detail::Summary summary_;
+};
+
+/// The same, of a result that nobody else holds: `for (auto& [index, value] : parallel_map(...).successes())`.
+template <class R>
+class OwnedSuccesses {
+ public:
+  typename Successes<R>::iterator begin() const { return result_.successes().begin(); }
+  typename Successes<R>::iterator end() const { return result_.successes().end(); }
+  std::size_t size() const noexcept { return result_.size() - result_.failures().size(); }
+  bool empty() const noexcept { return size() == 0; }
+
+ private:
+  template <class>
+  friend class MapResult;
+  explicit OwnedSuccesses(MapResult<R>&& result) : result_(std::move(result)) {}
+
+  MapResult<R> result_;
 };
 
 namespace detail {

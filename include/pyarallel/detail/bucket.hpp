@@ -55,10 +55,12 @@ class Bucket {
     }
   }
 
-  /// True if a pause began since the reservation was made and holds it: reserve again. Its old
-  /// place lies before the end of the pause, where nobody may start, so nothing is lost.
+  /// True if a pause began since the reservation was made and holds it: reserve again. Its old place
+  /// lies before the end of the pause, or counts on tokens that the pause took away.
   bool overtaken(const Reservation& reservation) const noexcept {
-    return time(paused_until_.load(std::memory_order_seq_cst)) > reservation.due;
+    const Ticks paused_until = paused_until_.load(std::memory_order_seq_cst);
+    return paused_until != unused &&
+           (reservation.due < time(paused_until) || reservation.start < first_start_after(paused_until));
   }
 
   /// An abandoned reservation consumes nothing.
@@ -133,6 +135,11 @@ class Bucket {
     return tokens == 1 ? one_token_ : scaled(static_cast<double>(one_token_.count()), tokens);
   }
 
+  // Where one token is there at the end of a pause, and not more.
+  TimePoint first_start_after(Ticks paused_until) const noexcept {
+    return add_saturating(time(paused_until), burst_time_ - one_token_);
+  }
+
   Reservation reservation_at(TimePoint start, Duration cost) const noexcept {
     return {start, cost, add_saturating(start, cost) - burst_time_};
   }
@@ -140,7 +147,7 @@ class Bucket {
   Reservation next_at(Ticks tail, TimePoint now, Duration cost) const noexcept {
     TimePoint start = std::max(time(tail), now);
     const Ticks paused_until = paused_until_.load(std::memory_order_seq_cst);
-    if (paused_until != unused) start = std::max(start, add_saturating(time(paused_until), burst_time_ - one_token_));
+    if (paused_until != unused) start = std::max(start, first_start_after(paused_until));
     Reservation next = reservation_at(start, cost);
     next.due = std::max({next.due, now, time(paused_until)});
     return next;
@@ -167,8 +174,30 @@ class Bucket {
   }
 
   // With all holes in use the place is lost: some throughput, never a grant too many.
-  void leave_hole(TimePoint now, const Reservation& reservation) noexcept {
+  void leave_hole(TimePoint now, Reservation reservation) noexcept {
     if (!usable(reservation, now)) return;
+    // Neighbours become one, so that a crowd that gives up together leaves few. One pass may miss one:
+    // then there are two for a while.
+    for (Hole& hole : holes_) {
+      if (holes_in_use_.load(std::memory_order_relaxed) <= 0) break;
+      const Ticks start = hole.start.load(std::memory_order_acquire);
+      if (start < first_time) continue;
+      const Duration length{hole.cost.load(std::memory_order_relaxed)};
+      if (time(start) + length != reservation.start && reservation.start + reservation.cost != time(start)) continue;
+      const auto neighbour = take(hole);
+      if (!neighbour) continue;
+      if (neighbour->start + neighbour->cost == reservation.start) {
+        reservation = reservation_at(neighbour->start, neighbour->cost + reservation.cost);
+      } else if (reservation.start + reservation.cost == neighbour->start) {
+        reservation = reservation_at(reservation.start, reservation.cost + neighbour->cost);
+      } else {
+        put(*neighbour);  // it changed in between
+      }
+    }
+    put(reservation);
+  }
+
+  void put(const Reservation& reservation) noexcept {
     for (Hole& hole : holes_) {
       Ticks expected = unused;
       if (!hole.start.compare_exchange_strong(expected, in_transit, std::memory_order_acquire)) continue;
@@ -218,7 +247,7 @@ class Bucket {
   alignas(64) std::atomic<Ticks> tail_{unused};
   std::atomic<Ticks> paused_until_{unused};
   std::atomic<int> holes_in_use_{0};
-  std::array<Hole, 32> holes_;
+  std::array<Hole, 256> holes_;
 };
 
 }  // namespace pyarallel::detail

@@ -1,8 +1,6 @@
 // Checks of options: what was wrong, the rule, and the value.
 #pragma once
 
-#include <fmt/core.h>
-
 #include <chrono>
 #include <stdexcept>
 #include <string>
@@ -10,6 +8,7 @@
 #include <type_traits>
 
 #include "pyarallel/detail/clock.hpp"
+#include "pyarallel/detail/fmt.hpp"
 
 namespace pyarallel::detail {
 

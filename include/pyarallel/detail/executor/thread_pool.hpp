@@ -71,6 +71,7 @@ class ThreadPool {
   bool open(Job& job) {
     std::unique_lock lock{mutex_};
     open_jobs_.push_back(&job);
+    look_for_wanting_jobs();
     return call_one(lock);
   }
 
@@ -78,6 +79,7 @@ class ThreadPool {
   void call_again(Job& job) {
     std::unique_lock lock{mutex_};
     job.wanted_ += std::exchange(job.left_, 0);
+    look_for_wanting_jobs();
     if (job.wants()) call_one(lock);
   }
 
@@ -153,7 +155,7 @@ class ThreadPool {
 
   void remove(Job& job) {
     open_jobs_.erase(std::ranges::find(open_jobs_, &job));
-    job.wanted_ = 0;
+    look_for_wanting_jobs();
   }
 
   // One more thread on its way to the open jobs: one that spins, an idle one, or a new one. False if
@@ -161,7 +163,6 @@ class ThreadPool {
   bool call_one(std::unique_lock<std::mutex>& lock) {
     if (spinning_ > summoned_) {
       ++summoned_;
-      calls_.fetch_add(1, std::memory_order_relaxed);
       return true;
     }
     if (idle_ > coming_) {
@@ -234,17 +235,30 @@ class ThreadPool {
   bool may_spin() const noexcept { return busy_ + spinning_ + 2 <= cpus_; }
 
   void spin(std::unique_lock<std::mutex>& lock) {
-    const std::size_t calls = calls_.load(std::memory_order_relaxed);
     ++spinning_;
     lock.unlock();
-    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds{50};
-    do {
-      for (int i = 0; i < 16 && calls_.load(std::memory_order_relaxed) == calls; ++i) pause_cpu();
-    } while (calls_.load(std::memory_order_relaxed) == calls && std::chrono::steady_clock::now() < until);
+    using clock = std::chrono::steady_clock;
+    auto until = clock::now() + std::chrono::microseconds{50};
+    while (clock::now() < until) {
+      for (int i = 0; i < 16 && !wanting_.load(std::memory_order_relaxed); ++i) pause_cpu();
+      if (!wanting_.load(std::memory_order_relaxed)) continue;
+      // A tiny job is done before a second worker could help. Coming for it would only make its caller
+      // wait for the mutex, and for us to leave again.
+      for (int i = 0; i < 8; ++i) pause_cpu();
+      if (wanting_.load(std::memory_order_relaxed)) break;
+      until = clock::now() + std::chrono::microseconds{50};
+    }
     lock.lock();
-    // Whoever calls does so under the mutex, so a call that came too late to be seen above is seen now.
+    // Whoever summons does so under the mutex, so a job that came too late to be seen above is seen now.
     --spinning_;
-    if (summoned_ > 0) --summoned_;
+    summoned_ = std::min(summoned_, spinning_);
+  }
+
+  // Keeps what the spinning threads look at up to date.
+  void look_for_wanting_jobs() {
+    const bool any = std::ranges::any_of(open_jobs_, [](const Job* job) { return job->wanted_ > 0; });
+    if (any != wanting_.load(std::memory_order_relaxed)) wanting_.store(any, std::memory_order_relaxed);
+    if (!any) summoned_ = 0;
   }
 
   static void pause_cpu() noexcept {
@@ -257,6 +271,7 @@ class ThreadPool {
 
   void join(Job& job, std::unique_lock<std::mutex>& lock) {
     --job.wanted_;
+    look_for_wanting_jobs();
     job.inside_.fetch_add(1, std::memory_order_relaxed);
     std::size_t worker = job.next_worker_;
     if (job.returned_workers_.empty()) {
@@ -284,12 +299,12 @@ class ThreadPool {
   std::vector<Job*> open_jobs_;
   std::list<Thread> threads_;
   const std::size_t cpus_ = cpus_of_affinity();
-  std::size_t busy_ = 0;      // with a job
-  std::size_t idle_ = 0;      // asleep until there is work
-  std::size_t coming_ = 0;    // woken or started, and not there yet
-  std::size_t spinning_ = 0;  // looking at calls_
-  std::size_t summoned_ = 0;  // of those, the ones that will look for a job
-  std::atomic<std::size_t> calls_{0};
+  std::size_t busy_ = 0;                          // with a job
+  std::size_t idle_ = 0;                          // asleep until there is work
+  std::size_t coming_ = 0;                        // woken or started, and not there yet
+  std::size_t spinning_ = 0;                      // looking at wanting_
+  std::size_t summoned_ = 0;                      // of those, the ones that will look for a job
+  alignas(64) std::atomic<bool> wanting_{false};  // an open job wants somebody
   bool exiting_ = false;
 };
 

@@ -115,7 +115,7 @@ class Pace {
   }
 
   /// Ends a claim: sets the size of the next.
-  void end() noexcept { chunk_ = std::min(chunk_ * 8, items_in(50'000)); }
+  void end() noexcept { chunk_ = std::min(chunk_ * 16, items_in(50'000)); }
 
   /// Time went by without items.
   void rest() noexcept { mark_ = Time{}; }
