@@ -382,7 +382,7 @@ class MapResult {
   }
   std::vector<R> ok_values() && {
     if (summary_.failures.empty()) {
-      return {std::make_move_iterator(values_.get()), std::make_move_iterator(values_.get() + size())};
+      return std::vector<R>(std::make_move_iterator(values_.get()), std::make_move_iterator(values_.get() + size()));
     }
     std::vector<R> all;
     all.reserve(successes().size());

@@ -62,10 +62,17 @@ class Collection {
     run_.add_unrun({pulled_, size});
     Summary summary = run_.finish(size, known_end);
     summary.keys = std::move(keys_);
-    if (plan_.measured()) {
-      summary.receipts = receipts_.release_contiguous(size, [](std::size_t) { return true; });
+    const auto has_value = [&](std::size_t index) { return summary.failure_at(index) == nullptr; };
+    RawArray<R> values;
+    try {
+      if (plan_.measured()) {
+        summary.receipts = receipts_.release_contiguous(size, [](std::size_t) { return true; });
+      }
+      values = values_.release_contiguous(size, has_value);
+    } catch (...) {
+      values_.destroy(size, has_value);
+      throw;
     }
-    auto values = values_.release_contiguous(size, [&](std::size_t i) { return !summary.failure_at(i); });
     auto result = MapResultAccess<R>::make(std::move(values), std::move(summary));
     run_.rethrow_call_failure();  // here the result owns the values, and destroys them
     return result;

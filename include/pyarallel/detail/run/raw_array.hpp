@@ -89,14 +89,22 @@ class GrowingArray {
         }
         throw;
       }
-      for (std::size_t i = 0; i < size; ++i) {
-        if (alive(i)) std::destroy_at(at(i));
-      }
+      destroy(size, alive);
     }
     first_.reset();
     further_.reset();
     capacity_ = 0;
     return whole;
+  }
+
+  /// Destroys the objects in the places 0 to size-1.
+  template <class Alive>
+  void destroy(std::size_t size, Alive&& alive) noexcept {
+    if constexpr (!std::is_trivially_destructible_v<T>) {
+      for (std::size_t i = 0; i < size; ++i) {
+        if (alive(i)) std::destroy_at(at(i));
+      }
+    }
   }
 
  private:
