@@ -28,7 +28,6 @@ inline TimePoint add_saturating(TimePoint time, Duration wait) noexcept {
 
 class Clock {
  public:
-  virtual ~Clock() = default;
   virtual TimePoint now() noexcept = 0;
   /// Sleeps until `due` (true), or until the token is stopped (false).
   virtual bool sleep_until(TimePoint due, const std::stop_token& stop) = 0;
@@ -36,6 +35,10 @@ class Clock {
   virtual void wait_until(std::condition_variable& condition, std::unique_lock<std::mutex>& lock, TimePoint due) = 0;
   /// Uniform in [0, 1).
   virtual double random() noexcept = 0;
+
+ protected:
+  // Trivial, so that a static clock is never destroyed: threads and static objects may outlive main().
+  ~Clock() = default;
 };
 
 class SteadyClock final : public Clock {

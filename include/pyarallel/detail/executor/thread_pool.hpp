@@ -43,8 +43,10 @@ class ThreadPool {
    public:
     /// Up to `most` threads, numbered from first_worker on, join by calling body(number), while
     /// has_work() says that it is worth it. Neither may throw; has_work() is called under a lock.
-    Job(std::size_t first_worker, std::size_t most, FunctionRef<void(std::size_t)> body, FunctionRef<bool()> has_work)
-        : body_(body), has_work_(has_work), next_worker_(first_worker), wanted_(most) {}
+    /// `wanted` of them as soon as the job is open; the others by call_another().
+    Job(std::size_t first_worker, std::size_t most, std::size_t wanted, FunctionRef<void(std::size_t)> body,
+        FunctionRef<bool()> has_work)
+        : body_(body), has_work_(has_work), next_worker_(first_worker), wanted_(wanted), most_(most - wanted) {}
     Job(const Job&) = delete;
     Job& operator=(const Job&) = delete;
 
@@ -57,6 +59,7 @@ class ThreadPool {
     std::size_t next_worker_;
     std::vector<std::size_t> returned_workers_;  // numbers of those who left
     std::size_t wanted_;                         // how many more may join now
+    std::size_t most_;                           // how many more may be wanted later
     std::size_t left_ = 0;                       // how many found nothing more to do, and may be called again
     std::atomic<std::size_t> inside_{0};         // changed under the pool's mutex, read by a spinning closer
     std::condition_variable all_left_;
@@ -67,20 +70,31 @@ class ThreadPool {
     return pool != nullptr ? *pool : create();
   }
 
-  /// Lets threads join. False if none can be had at once; some may still come when they are free.
+  /// Lets threads join. False if it wants some and none can be had now.
   bool open(Job& job) {
     std::unique_lock lock{mutex_};
     open_jobs_.push_back(&job);
     look_for_wanting_jobs();
-    return call_one(lock);
+    return job.wanted_ == 0 || call_one(lock);
   }
 
-  /// There is more work than those inside may be able to do.
+  /// There is work again for threads that found none and left.
   void call_again(Job& job) {
     std::unique_lock lock{mutex_};
     job.wanted_ += std::exchange(job.left_, 0);
     look_for_wanting_jobs();
-    if (job.wants()) call_one(lock);
+    if (wanted() > on_their_way()) call_one(lock);
+  }
+
+  /// There is work for one thread more than so far, if the job may have one more. False if it has none
+  /// at all, and none can be had now.
+  bool call_another(Job& job) {
+    std::unique_lock lock{mutex_};
+    if (job.most_ == 0) return true;
+    --job.most_;
+    ++job.wanted_;
+    look_for_wanting_jobs();
+    return wanted() <= on_their_way() || call_one(lock) || job.inside_.load(std::memory_order_relaxed) > 0;
   }
 
   /// Nobody joins any more; returns when all have left.
@@ -106,7 +120,8 @@ class ThreadPool {
  private:
   struct Thread {
     std::jthread thread;
-    bool busy = false;  // with a job
+    bool busy = false;     // with a job
+    bool leaving = false;  // somebody joins it
   };
 
   ThreadPool() = default;
@@ -145,7 +160,10 @@ class ThreadPool {
     std::list<Thread> leaving;
     for (auto thread = threads_.begin(); thread != threads_.end();) {
       const auto next = std::next(thread);
-      if (!thread->busy) leaving.splice(leaving.end(), threads_, thread);
+      if (!thread->busy) {
+        thread->leaving = true;
+        leaving.splice(leaving.end(), threads_, thread);
+      }
       thread = next;
     }
     work_.notify_all();
@@ -195,6 +213,8 @@ class ThreadPool {
     return found != open_jobs_.end() ? *found : nullptr;
   }
 
+  std::size_t on_their_way() const noexcept { return coming_ + summoned_; }
+
   // Threads that open jobs could use now.
   std::size_t wanted() const {
     std::size_t sum = 0;
@@ -205,7 +225,7 @@ class ThreadPool {
   void serve(Thread& self) {
     std::unique_lock lock{mutex_};
     --coming_;
-    while (true) {
+    while (!self.leaving) {
       if (Job* job = job_that_wants()) {
         self.busy = true;
         ++busy_;
@@ -217,15 +237,13 @@ class ThreadPool {
       if (exiting_) return;
       if (may_spin()) {
         spin(lock);
-        if (exiting_) return;
-        if (job_that_wants() != nullptr) continue;
+        if (self.leaving || job_that_wants() != nullptr) continue;
       }
       ++idle_;
       work_.wait(lock);
       --idle_;
       // After a spurious wake-up this counts one too few for a moment: an extra call, never a missing one.
       if (coming_ > 0) --coming_;
-      if (exiting_) return;
     }
   }
 
@@ -282,7 +300,7 @@ class ThreadPool {
     }
     // While a job wants somebody, somebody is on the way: whoever arrives sees to that. (A
     // thread that cannot be started is no error: jobs go on with those that are there.)
-    for (int i = 0; i < 2 && wanted() > coming_ + summoned_; ++i) {
+    for (int i = 0; i < 2 && wanted() > on_their_way(); ++i) {
       if (!call_one(lock)) break;
     }
     lock.unlock();

@@ -225,11 +225,11 @@ class Collection {
     const auto work = [&](std::size_t worker) { work_indexed(first, claims, worker); };
     const auto has_work = [&] { return claims.any_left(); };
 
-    if (plan_.runs_inline()) {
+    if (plan_.runs_inline() || (workers_ == 1 && !plan_.needs_driver())) {
       work(0);
     } else if (!plan_.needs_driver()) {
       // The calling thread is worker 0; whether the others come, and when, does not matter.
-      ThreadPool::Job job{1, workers_ - 1, work, has_work};
+      ThreadPool::Job job{1, workers_ - 1, workers_ - 1, work, has_work};
       job_ = &job;
       ThreadPool::instance().open(job);
       work(0);
@@ -243,7 +243,7 @@ class Collection {
       const auto finished = [&] {
         return plan_.reported ? resolved == size : !claims.any_left() && run_.handover().nobody_inside();
       };
-      with_workers(work, has_work, [&] {
+      with_workers(0, work, has_work, [&] {
         drive(
             settle, [] { return false; }, finished, !plan_.reported);
       });
@@ -423,13 +423,13 @@ class Collection {
           settle(window, {.index = 0, .slot = place, .error = nullptr, .ran = false});
         } else if (better_run_here()) {
           settle(window, run_here(window, place));
-        } else if (!run_.handover().offer(place)) {
-          ThreadPool::instance().call_again(*job_);
+        } else if (!run_.handover().offer(place) && !ThreadPool::instance().call_another(*job_)) {
+          throw no_thread();
         }
       });
       return more;
     };
-    with_workers(work, has_work, [&] {
+    with_workers(0, work, has_work, [&] {
       drive([&](Resolved& item) { settle(window, std::move(item)); }, admit_one,
             [&] { return !more && window.unresolved == 0; }, false);
     });
@@ -518,29 +518,30 @@ class Collection {
         .index = 0, .attempt = 1, .worker = worker, .stop = plan_.takes_task ? run_.stop_token() : std::stop_token{}};
   }
 
-  /// Runs work(worker) on pooled threads while the calling thread drives. What leaves drive() is the
-  /// call's exception; when this returns, all workers have left.
+  /// Runs work(worker) on pooled threads, `at_once` of them from the start, while the calling thread drives. What
+  /// leaves drive() is the call's exception; when this returns, all workers have left.
   template <class Work, class HasWork, class Drive>
-  void with_workers(const Work& work, const HasWork& has_work, Drive&& drive) {
+  void with_workers(std::size_t at_once, const Work& work, const HasWork& has_work, Drive&& drive) {
     Handover& handover = run_.handover();
     const auto body = [&](std::size_t worker) noexcept {
       handover.enter();
       work(worker);
       handover.leave();
     };
-    ThreadPool::Job job{0, workers_, body, has_work};
+    ThreadPool::Job job{0, workers_, at_once, body, has_work};
     job_ = &job;
     ThreadPool& pool = ThreadPool::instance();
-    if (pool.open(job)) {
-      guarded(drive);
-    } else {
-      guarded([] {
-        throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again),
-                                "pyarallel: no worker thread can be started");
-      });
-    }
+    guarded([&] {
+      if (!pool.open(job)) throw no_thread();
+      drive();
+    });
     handover.close();
     pool.close(job);
+  }
+
+  static std::system_error no_thread() {
+    return {std::make_error_code(std::errc::resource_unavailable_try_again),
+            "pyarallel: no worker thread can be started"};
   }
 
   /// The calling thread's part: admits while it can, settles outcomes, and keeps the time, until
