@@ -90,9 +90,11 @@ class ThreadPool {
   /// at all, and none can be had now.
   bool call_another(Job& job) {
     std::unique_lock lock{mutex_};
-    if (job.most_ == 0) return true;
-    --job.most_;
-    ++job.wanted_;
+    if (job.most_ > 0) {
+      --job.most_;
+      ++job.wanted_;
+    }
+    // Also where no more may be wanted: one that was called may have found nothing and stayed away.
     look_for_wanting_jobs();
     return wanted() <= on_their_way() || call_one(lock) || job.inside_.load(std::memory_order_relaxed) > 0;
   }

@@ -243,7 +243,7 @@ class Collection {
       const auto finished = [&] {
         return plan_.reported ? resolved == size : !claims.any_left() && run_.handover().nobody_inside();
       };
-      with_workers(0, work, has_work, [&] {
+      with_workers(workers_, work, has_work, [&] {
         drive(
             settle, [] { return false; }, finished, !plan_.reported);
       });
