@@ -110,9 +110,10 @@ inline std::vector<CpuCgroup> cpu_cgroups(const std::string& root) {
       const auto controllers = membership.substr(first + 1, second - first - 1);
       if (v2 ? !controllers.empty() : !has_cpu(controllers)) continue;
       std::string group{membership.substr(second + 1)};
-      // In a container the mount may show only the part below `mounted`.
+      // In a container the mount may show only the part below `mounted`; a group elsewhere is not in it.
       const std::string_view mounted = fields[3] == "/" ? std::string_view{} : fields[3];
-      if (group.starts_with(mounted)) group.erase(0, mounted.size());
+      const bool below = group.starts_with(mounted) && (group.size() == mounted.size() || group[mounted.size()] == '/');
+      group.erase(0, below ? mounted.size() : group.size());
       if (group == "/" || group.find("/..") != std::string::npos) group.clear();
       found.push_back({v2, std::string{fields[4]}, std::move(group)});
     }

@@ -410,6 +410,7 @@ class Collection {
     // Reads one item for the workers, if there is room for it. False if there is none to be had now.
     const auto admit_one = [&] {
       if (!more || window.unresolved == window.size || run_.closed()) return false;
+      if (plan_.timeout && run_.stop_if_due(clock().now())) return false;
       more = false;
       guarded([&] {
         if (!puller.has_next()) return;
