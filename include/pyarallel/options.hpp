@@ -1,10 +1,13 @@
 // What a caller says about a run. Every field unset: the default.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <functional>
 #include <optional>
 #include <stop_token>
+#include <type_traits>
+#include <utility>
 
 #include "pyarallel/detail/clock.hpp"
 #include "pyarallel/executor.hpp"
@@ -27,6 +30,37 @@ struct Batch {
 /// Called on the calling thread after each resolved item; total = items seen so far if the input's
 /// size is not known.
 using OnProgress = std::function<void(std::size_t done, std::size_t total)>;
+
+namespace detail {
+
+template <class Signature>
+class Callback;
+
+/// A std::function that says what is wrong with a callable that does not fit.
+template <class Answer, class Arg>
+class Callback<Answer(Arg)> : public std::function<Answer(Arg)> {
+ public:
+  Callback() = default;
+  Callback(std::nullptr_t) {}
+
+  template <class F>
+    requires(!std::derived_from<std::remove_cvref_t<F>, Callback>)
+  explicit(false) Callback(F&& f)
+      : std::function<Answer(Arg)>([&]() -> decltype(auto) {
+          constexpr bool fits = std::is_invocable_r_v<Answer, std::remove_cvref_t<F>&, Arg>;
+          static_assert(
+              fits,
+              "pyarallel: item_key is called with a const T& and gives an ItemKey, on_result is called with a "
+              "const ItemResult<R>&, where T is the type of the items and R that of the function's results");
+          if constexpr (fits) {
+            return std::forward<F>(f);
+          } else {
+            return nullptr;
+          }
+        }()) {}
+};
+
+}  // namespace detail
 
 /// Untyped, storable, reusable: how to run, said once. The fields are those of MapOptions.
 struct Options {
@@ -59,12 +93,12 @@ struct MapOptions {
                                                ///< task.stop; std::invalid_argument otherwise.
   std::optional<std::size_t> max_errors = {};  ///< >= 1; counted after retries.
   std::stop_token stop = {};
-  std::function<ItemKey(const T&)> item_key = {};            ///< Once per admitted item, on the calling thread.
-  std::function<void(const ItemResult<R>&)> on_result = {};  ///< On the calling thread, in completion order.
-  OnProgress on_progress = {};                               ///< On the calling thread.
-  std::function<void()> worker_init = {};                    ///< Once in each worker before its first item.
-  std::optional<std::size_t> max_tasks_per_worker = {};      ///< Processes only.
-  std::optional<std::size_t> worker_memory_limit = {};       ///< Processes only.
+  detail::Callback<ItemKey(const T&)> item_key = {};            ///< Once per admitted item, on the calling thread.
+  detail::Callback<void(const ItemResult<R>&)> on_result = {};  ///< On the calling thread, in completion order.
+  OnProgress on_progress = {};                                  ///< On the calling thread.
+  std::function<void()> worker_init = {};                       ///< Once in each worker before its first item.
+  std::optional<std::size_t> max_tasks_per_worker = {};         ///< Processes only.
+  std::optional<std::size_t> worker_memory_limit = {};          ///< Processes only.
 };
 
 namespace detail {

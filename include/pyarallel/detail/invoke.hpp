@@ -66,7 +66,15 @@ inline constexpr bool apply_takes_task = []<std::size_t... I>(std::index_sequenc
 }(std::make_index_sequence<std::tuple_size_v<std::remove_cvref_t<Tuple>>>{});
 
 template <class Tuple>
-using tuple_indices = std::make_index_sequence<std::tuple_size_v<std::remove_cvref_t<Tuple>>>;
+consteval auto tuple_indices() {
+  constexpr bool is_tuple = requires { std::tuple_size<Tuple>::value; };
+  static_assert(is_tuple, "pyarallel: parallel_starmap takes a range of tuples or pairs");
+  if constexpr (is_tuple) {
+    return std::make_index_sequence<std::tuple_size_v<Tuple>>{};
+  } else {
+    return std::index_sequence<>{};
+  }
+}
 
 }  // namespace detail
 
@@ -88,6 +96,6 @@ using result_t = typename decltype(detail::call_result<F, item_arg_t<Items>>()):
 /// The same for parallel_starmap.
 template <class F, std::ranges::input_range Items>
 using starmap_result_t =
-    typename decltype(detail::apply_result<F, item_arg_t<Items>>(detail::tuple_indices<item_t<Items>>{}))::type;
+    typename decltype(detail::apply_result<F, item_arg_t<Items>>(detail::tuple_indices<item_t<Items>>()))::type;
 
 }  // namespace pyarallel

@@ -1,0 +1,9 @@
+// expect: designator order for field .*workers.* does not match declaration order|designators to be specified in declaration order
+#include <pyarallel.hpp>
+#include <vector>
+
+int main() {
+  const std::vector<int> items{1, 2};
+  const pyarallel::Options options{.retry = pyarallel::Retry{}, .workers = 2};
+  pyarallel::parallel_map([](int number) { return number; }, items, options);
+}
