@@ -186,11 +186,10 @@ TEST_CASE("B1 callbacks come in the order of completion") {
   const Watchdog watchdog;
   std::vector<std::size_t> order;
   std::array<Gate, 4> gates;
-  const IntOptions options{
-      .workers = 4, .on_result = [&](const ItemResult<int>& item) {
-        order.push_back(item.index);
-        if (item.index > 0) gates[item.index - 1].open();  // only then may the one before it end
-      }};
+  const IntOptions options{.workers = 4, .on_result = [&](const ItemResult<int>& item) {
+                             order.push_back(item.index);
+                             if (item.index > 0) gates[item.index - 1].open();  // only then may the one before it end
+                           }};
   gates[3].open();
   const auto fn = [&](int item) {
     gates[static_cast<std::size_t>(item)].wait();
@@ -208,7 +207,7 @@ TEST_CASE("B1 a result is reported while other items still run") {
     if (item == 0) reported.wait();
     return item;
   };
-  for (const std::size_t window : {2, 1000}) {
+  for (const std::size_t window : {2U, 1000U}) {
     const IntOptions options{.workers = 2, .batch = Batch{.size = window}, .on_progress = [&](std::size_t done, auto) {
                                if (done == 99) reported.open();
                              }};
@@ -325,7 +324,7 @@ TEST_CASE("B1 on_result looks at the value in the result and copies own theirs")
   Counts counts;
   std::optional<ItemResult<Counted>> kept;
   {
-    for (const std::size_t workers : {1, 3}) {
+    for (const std::size_t workers : {1U, 3U}) {
       std::vector<const Counted*> addresses(20);
       MapOptions<int, Counted> options{.workers = workers};
       options.on_result = [&](const ItemResult<Counted>& item) {
@@ -353,11 +352,10 @@ TEST_CASE("B1 on_result looks at the value in the result and copies own theirs")
 
 TEST_CASE("B1 results that cannot be copied are reported") {
   std::vector<int> seen(10);
-  for (const std::size_t workers : {1, 3}) {
-    const auto result = parallel_map([](int item) { return std::make_unique<int>(item); }, numbers(10),
-                                     {.workers = workers, .on_result = [&](const auto& item) {
-                                        seen.at(item.index) += *item.value();
-                                      }});
+  for (const std::size_t workers : {1U, 3U}) {
+    const auto result = parallel_map(
+        [](int item) { return std::make_unique<int>(item); }, numbers(10),
+        {.workers = workers, .on_result = [&](const auto& item) { seen.at(item.index) += *item.value(); }});
     CHECK(result.ok());
   }
   for (std::size_t i = 0; i < 10; ++i) CHECK(seen[i] == static_cast<int>(2 * i));
@@ -373,8 +371,8 @@ TEST_CASE("B2 what a callback throws leaves the call after running items have en
       for (const bool pulled : {false, true}) {
         CAPTURE(static_cast<int>(callback), is_inline(way), pulled);
         Counts values;
-        MapOptions<int, Counted> options{
-            .workers = way.workers, .executor = pyarallel::runtime(way.executor.get().value_or(Executor::thread))};
+        MapOptions<int, Counted> options{.workers = way.workers,
+                                         .executor = pyarallel::runtime(way.executor.get().value_or(Executor::thread))};
         Gate failed;
         std::atomic<bool> running{false};
         std::atomic<int> started{0};
@@ -543,7 +541,7 @@ TEST_CASE("B3 item_key is called once for each item on the calling thread before
 
 TEST_CASE("B3 item_key sees at most a window of items more than were resolved") {
   const Watchdog watchdog;
-  for (const std::size_t window : {1, 2, 6}) {
+  for (const std::size_t window : {1U, 2U, 6U}) {
     std::atomic<int> ended{0};
     int keys = 0;
     int most = 0;
@@ -602,7 +600,7 @@ TEST_CASE("B3 items that never ran in a truncated run have no key unless they we
 TEST_CASE("B3 item_key sees the item itself") {
   const std::vector<int> items{1, 2, 3};
   std::set<const int*> seen;
-  for (const std::size_t workers : {1, 3}) {
+  for (const std::size_t workers : {1U, 3U}) {
     const auto result = parallel_map(itself, items, {.workers = workers, .item_key = [&](const int& item) {
                                                        seen.insert(&item);
                                                        return ItemKey{};

@@ -446,15 +446,14 @@ TEST_CASE("C3 a pulled range is not touched again after the run was stopped") {
       SinglePass source{200, [](int i) { return i; }};
       std::stop_source stop;
       std::pair<int, int> before;
-      const auto result = parallel_map(same, source,
-                                       {.workers = workers,
-                                        .stop = stop.get_token(),
-                                        .on_progress = [&](std::size_t done, std::size_t) {
-                                          if (done == 10) {
-                                            stop.request_stop();
-                                            before = {source.reads, source.increments};
-                                          }
-                                        }});
+      const auto result = parallel_map(
+          same, source,
+          {.workers = workers, .stop = stop.get_token(), .on_progress = [&](std::size_t done, std::size_t) {
+             if (done == 10) {
+               stop.request_stop();
+               before = {source.reads, source.increments};
+             }
+           }});
       CHECK(result.cancelled());
       CHECK(std::pair{source.reads, source.increments} == before);
       CHECK(result.size() == static_cast<std::size_t>(source.reads));
@@ -614,7 +613,7 @@ template <class F>
 std::string complaint_of(F fn, const MapOptions<int, int>& options) {
   SinglePass items{3, [](int i) { return i; }};
   std::atomic<int> calls{0};
-  const auto counting = [&]<class... Args>(Args&&... args)
+  const auto counting = [&]<class... Args>(Args && ... args)
     requires std::invocable<F&, Args...>
   {
     ++calls;
@@ -692,11 +691,9 @@ TEST_CASE("C6 what only processes can do is refused with threads") {
 }
 
 TEST_CASE("C6 sequential runs ignore what is for processes") {
-  const auto result = parallel_map(twice, one_to_five,
-                                   {.executor = Executor::sequential,
-                                    .task_timeout = 1h,
-                                    .max_tasks_per_worker = 1,
-                                    .worker_memory_limit = 1});
+  const auto result = parallel_map(
+      twice, one_to_five,
+      {.executor = Executor::sequential, .task_timeout = 1h, .max_tasks_per_worker = 1, .worker_memory_limit = 1});
   CHECK(list_of(result) == doubled);
 }
 
@@ -761,15 +758,15 @@ TEST_CASE("C9 every option works with starmap and keys see the tuple") {
     return number;
   };
   std::vector<std::size_t> progress;
-  auto result = parallel_starmap(
-      fail_first, pairs,
-      {.workers = 2,
-       .rate_limit = 1e6,
-       .retry = Retry{.attempts = 2, .backoff = 0s},
-       .timeout = 1h,
-       .task_timeout = 1h,
-       .item_key = [](const std::pair<std::string, int>& pair) { return ItemKey{pair.first}; },
-       .on_progress = [&](std::size_t done, std::size_t) { progress.push_back(done); }});
+  auto result =
+      parallel_starmap(fail_first, pairs,
+                       {.workers = 2,
+                        .rate_limit = 1e6,
+                        .retry = Retry{.attempts = 2, .backoff = 0s},
+                        .timeout = 1h,
+                        .task_timeout = 1h,
+                        .item_key = [](const std::pair<std::string, int>& pair) { return ItemKey{pair.first}; },
+                        .on_progress = [&](std::size_t done, std::size_t) { progress.push_back(done); }});
   CHECK(list_of(result) == std::vector<int>{1, 2, 3});
   CHECK(progress == std::vector<std::size_t>{1, 2, 3});
   const auto items = std::move(result).item_results();

@@ -355,8 +355,8 @@ TEST_CASE("Codec survives arbitrary bytes") {
     std::optional<Tree> tree;
     std::unordered_map<std::string, std::set<int>> sets;
   };
-  const Bytes seed = encoded(
-      Anything{Record{"name", {{1, 2}}, 1.0, {{"k", {1}}}}, std::vector<bool>{true}, Tree{1}, {{"a", {1, 2}}}});
+  const Bytes seed =
+      encoded(Anything{Record{"name", {{1, 2}}, 1.0, {{"k", {1}}}}, std::vector<bool>{true}, Tree{1}, {{"a", {1, 2}}}});
   std::mt19937 random{1};
   for (int round = 0; round < 20'000; ++round) {
     Bytes input = seed;

@@ -218,7 +218,8 @@ TEST_CASE("R5 the last failure that max_errors allows aborts the run also on the
     };
     for (const bool pulled : {false, true}) {
       others = 0;
-      const auto result = pulled ? parallel_map(fn, std::list<int>{0, 1, 2}, options) : parallel_map(fn, numbers(3), options);
+      const auto result =
+          pulled ? parallel_map(fn, std::list<int>{0, 1, 2}, options) : parallel_map(fn, numbers(3), options);
       CHECK(result.aborted());
       CHECK(result.at(0) == 0);
       CHECK(count_failed<Broken>(result) == 2);
@@ -241,8 +242,7 @@ TEST_CASE("E1 running items are asked to stop and awaited and keep their outcome
       wait_for_stop(task);
       return item == 0 ? 7 : throw std::out_of_range("my own");
     };
-    const auto result =
-        parallel_map(fn, numbers(10), {.workers = 3, .task_timeout = task_timeout, .max_errors = 1});
+    const auto result = parallel_map(fn, numbers(10), {.workers = 3, .task_timeout = task_timeout, .max_errors = 1});
     CHECK(result.aborted());
     CHECK(result.at(0) == 7);
     CHECK_THROWS_AS(result.at(1), std::out_of_range);
@@ -390,8 +390,7 @@ TEST_CASE("E2 nothing is read after a deadline that passes while a slow source i
     wait_for_stop(task);
     return item;
   };
-  const auto result =
-      parallel_map(fn, source, {.workers = 2, .batch = Batch{.size = 100, .chunk = 1}, .timeout = 1h});
+  const auto result = parallel_map(fn, source, {.workers = 2, .batch = Batch{.size = 100, .chunk = 1}, .timeout = 1h});
   CHECK(result.timed_out());
   CHECK(source.reads == 11);
   check_placeholders<TimeoutError>(result, 11, 9);
@@ -859,7 +858,7 @@ TEST_CASE("E4 a value that comes too late is destroyed once") {
   const Watchdog watchdog;
   FakeClock clock{FakeClock::Mode::manual};
   const ClockOverride use{clock};
-  for (const std::size_t workers : {1, 2}) {
+  for (const std::size_t workers : {1U, 2U}) {
     Counts counts;
     {
       const auto result = parallel_map(
@@ -919,12 +918,12 @@ TEST_CASE("E4 a task timeout is retried with a fresh token") {
 TEST_CASE("E4 only attempts count not what they wait for") {
   FakeClock clock;
   const ClockOverride use{clock};
-  const auto result = parallel_map(
-      [](int item, const Task& task) { return task.attempt < 3 ? throw Broken() : item; }, numbers(5),
-      {.workers = 1,
-       .rate_limit = RateLimit{.count = 1, .per = 10h},
-       .retry = Retry{.attempts = 3, .backoff = 20h, .max_delay = 40h},
-       .task_timeout = 1h});
+  const auto result =
+      parallel_map([](int item, const Task& task) { return task.attempt < 3 ? throw Broken() : item; }, numbers(5),
+                   {.workers = 1,
+                    .rate_limit = RateLimit{.count = 1, .per = 10h},
+                    .retry = Retry{.attempts = 3, .backoff = 20h, .max_delay = 40h},
+                    .task_timeout = 1h});
   CHECK(result.ok());
   CHECK(clock.elapsed() > 5 * 40h);
 }

@@ -1,6 +1,7 @@
 // C5 and R6: Error, ExceptionGroup, and how fmt prints them and the other types.
-#include <exception>
 #include <fmt/format.h>
+
+#include <exception>
 #include <ios>
 #include <memory>
 #include <new>
@@ -188,8 +189,10 @@ TEST_CASE("R6 the message of an ExceptionGroup copes with every kind of failure"
     FAIL("nothing was thrown");
   } catch (const ExceptionGroup& group) {
     const std::string timeout = std::system_error(std::make_error_code(std::errc::timed_out), "connect").what();
-    CHECK(group.what() == "5 of 5 tasks failed: [0] int: unknown exception; [1] shop::NotAnException: unknown exception"
-                          "; [2] std::system_error: " + timeout + "; ... 2 more");
+    CHECK(group.what() ==
+          "5 of 5 tasks failed: [0] int: unknown exception; [1] shop::NotAnException: unknown exception"
+          "; [2] std::system_error: " +
+              timeout + "; ... 2 more");
   }
 }
 

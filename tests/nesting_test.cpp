@@ -59,8 +59,7 @@ long nested_sum(int depth, int fanout, std::size_t workers, unsigned kind, long 
     case 1:
       return add(parallel_map(sum_of, std::list<int>(items.begin(), items.end()), {.workers = workers}));
     default:
-      return add(parallel_map(sum_of, items,
-                              {.workers = workers, .on_result = [](const ItemResult<long>&) {}}));
+      return add(parallel_map(sum_of, items, {.workers = workers, .on_result = [](const ItemResult<long>&) {}}));
   }
 }
 
@@ -111,8 +110,9 @@ TEST_CASE("C7 no item runs after the call threw") {
                     std::logic_error);
     CHECK(inside.now == 0);
     go = false;
-    CHECK_THROWS_AS(parallel_map(visit, std::list<int>{0, 1, 1, 1, 1, 1}, {.workers = 4, .on_progress = failing_callback}),
-                    std::logic_error);
+    CHECK_THROWS_AS(
+        parallel_map(visit, std::list<int>{0, 1, 1, 1, 1, 1}, {.workers = 4, .on_progress = failing_callback}),
+        std::logic_error);
     CHECK(inside.now == 0);
     go = false;
     SinglePass source{100, [](int i) { return i + 1; }};
@@ -158,7 +158,8 @@ TEST_CASE("C7 nothing of the caller is touched after the call") {
   // Under a sanitizer this fails if a thread is late: all that the call was given is gone at once.
   for (int round = 0; round < 300; ++round) {
     auto items = std::make_unique<std::vector<int>>(16, round);
-    auto fn = std::make_unique<std::function<int(int&)>>([values = std::vector<int>(4, 1)](int& i) { return i + values[3]; });
+    auto fn =
+        std::make_unique<std::function<int(int&)>>([values = std::vector<int>(4, 1)](int& i) { return i + values[3]; });
     auto options = std::make_unique<MapOptions<int, int>>();
     options->workers = 6;
     if (round % 2 == 1) options->on_progress = [text = std::string(100, 'x')](std::size_t, std::size_t) {};

@@ -279,8 +279,7 @@ TEST_CASE("C6 processes are refused at the call in this version") {
     }
     return "nothing";
   };
-  const std::string expected =
-      "executor: Executor::process is not in this version of pyarallel; use Executor::thread";
+  const std::string expected = "executor: Executor::process is not in this version of pyarallel; use Executor::thread";
   CHECK(message(IntOptions{.executor = runtime(Executor::process)}) == expected);
   CHECK(message(Options{.executor = Executor::process}) == expected);
   CHECK(message(Options{.executor = Executor::process}, IntOptions{.executor = Executor::thread}) == "nothing");

@@ -56,10 +56,9 @@ const std::string other_mounts =
     "21 26 0:19 / /sys rw,nosuid shared:7 - sysfs sysfs rw\n"
     "26 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n";
 const std::string v2_mount = other_mounts + "29 21 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-const std::string v1_mount =
-    other_mounts +
-    "30 29 0:27 / /sys/fs/cgroup/memory rw shared:5 - cgroup cgroup rw,memory\n"
-    "31 29 0:28 / /sys/fs/cgroup/cpu,cpuacct rw shared:6 - cgroup cgroup rw,cpu,cpuacct\n";
+const std::string v1_mount = other_mounts +
+                             "30 29 0:27 / /sys/fs/cgroup/memory rw shared:5 - cgroup cgroup rw,memory\n"
+                             "31 29 0:28 / /sys/fs/cgroup/cpu,cpuacct rw shared:6 - cgroup cgroup rw,cpu,cpuacct\n";
 
 FakeRoot& v2_root(FakeRoot& root, const std::string& group) {
   root.write_cgroup("0::" + group + "\n");
@@ -114,8 +113,8 @@ TEST_CASE("C11 no quota or a file that says something else binds nothing") {
   FakeRoot root;
   v2_root(root, "/a");
   CHECK(root.cpus() == 64);
-  for (const std::string text : {"max 100000\n", "", "max\n", "garbage", "100000\n", "-1 100000\n", "100000 0\n", "0 100000\n",
-                                 "nan 100000\n", "100000 nan\n", "inf 100000\n", "1e400 1\n", "\n\n\n"}) {
+  for (const std::string text : {"max 100000\n", "", "max\n", "garbage", "100000\n", "-1 100000\n", "100000 0\n",
+                                 "0 100000\n", "nan 100000\n", "100000 nan\n", "inf 100000\n", "1e400 1\n", "\n\n\n"}) {
     INFO("cpu.max: " << text);
     root.write("/sys/fs/cgroup/a/cpu.max", text);
     CHECK(root.cpus() == 64);

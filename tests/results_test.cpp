@@ -191,7 +191,7 @@ TEST_CASE("R1 successes are a forward range of index and value") {
   CHECK(all == "0=value 0 1=value 1 3=value 3 4=value 4 ");
   for (const auto [index, value] : successes) CHECK(&value == &result.at(index));
   auto indices = successes | std::views::transform([](const auto& success) { return success.index; }) |
-                       std::views::filter([](std::size_t index) { return index > 0; });
+                 std::views::filter([](std::size_t index) { return index > 0; });
   CHECK(std::ranges::equal(indices, std::vector<std::size_t>{1, 3, 4}));
   CHECK(std::ranges::distance(successes) == 4);
   const auto first = successes.begin();
@@ -376,11 +376,11 @@ TEST_CASE("R5 a later reason never changes the status") {
   CHECK(stop_first.cancelled());
   stop = {};
   const auto failing = [](int) -> int { throw std::runtime_error("boom"); };
-  const auto abort_first = parallel_map(failing, std::views::iota(0, 9),
-                                        {.workers = 1,
-                                         .max_errors = 1,
-                                         .stop = stop.get_token(),
-                                         .on_result = [&](const ItemResult<int>&) { stop.request_stop(); }});
+  const auto abort_first =
+      parallel_map(failing, std::views::iota(0, 9),
+                   {.workers = 1, .max_errors = 1, .stop = stop.get_token(), .on_result = [&](const ItemResult<int>&) {
+                      stop.request_stop();
+                    }});
   CHECK(abort_first.aborted());
   stop.request_stop();
   const auto both = parallel_map(failing, std::views::iota(0, 9), {.timeout = 0s, .stop = stop.get_token()});
@@ -610,10 +610,9 @@ TEST_CASE("R8 item results are read in all value categories") {
 TEST_CASE("R8 copies of what on_result sees outlive the run") {
   std::vector<ItemResult<std::string>> kept;
   {
-    const auto result = parallel_map(text_or_failure, std::views::iota(0, 6),
-                                     {.workers = 3, .on_result = [&](const ItemResult<std::string>& item) {
-                                        kept.push_back(item);
-                                      }});
+    const auto result =
+        parallel_map(text_or_failure, std::views::iota(0, 6),
+                     {.workers = 3, .on_result = [&](const ItemResult<std::string>& item) { kept.push_back(item); }});
   }
   std::ranges::sort(kept, {}, &ItemResult<std::string>::index);
   REQUIRE(kept.size() == 6);
@@ -658,9 +657,8 @@ TEST_CASE("R1 a result can be moved and copied whatever it holds") {
 
 TEST_CASE("R1 a measured result keeps its receipts and keys when it is copied and moved") {
   const auto make = [] {
-    return parallel_map(text_or_failure, std::views::iota(0, 3), {.workers = 2, .item_key = [](int i) {
-                                                                    return ItemKey{"key " + std::to_string(i)};
-                                                                  }});
+    return parallel_map(text_or_failure, std::views::iota(0, 3),
+                        {.workers = 2, .item_key = [](int i) { return ItemKey{"key " + std::to_string(i)}; }});
   };
   const auto result = make();
   const auto copy = result;

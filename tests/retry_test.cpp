@@ -18,7 +18,6 @@
 #include <stop_token>
 #include <string>
 #include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -225,6 +224,7 @@ TEST_CASE("T1 an item in its backoff does not hold back the others") {
         return n;
       },
       numbers(50), {.workers = 2, .retry = Retry{.backoff = 1h, .max_delay = 1h, .jitter = false}});
+  later.join();
   CHECK(result.ok());
   CHECK(clock.sleeps() == Times{1h});
 }
@@ -894,6 +894,7 @@ TEST_CASE("T4 a stop ends a backoff on the real clock") {
         throw Down{};
       },
       numbers(3), {.workers = 2, .retry = Retry{.backoff = 24h, .max_delay = 24h}, .stop = stop.get_token()});
+  later.join();
   CHECK(result.status() == RunStatus::cancelled);
   CHECK(result.failures().size() == 3);
 }

@@ -42,7 +42,8 @@ bool maps_work() {
                              .retry = Retry{},
                              .timeout = 1h,
                              .on_progress = [](std::size_t, std::size_t) {}})) &&
-         parallel_map(fail, items, {.workers = 4, .retry = Retry{.attempts = 2, .backoff = 1us}}).failures().size() == 60;
+         parallel_map(fail, items, {.workers = 4, .retry = Retry{.attempts = 2, .backoff = 1us}}).failures().size() ==
+             60;
 }
 
 /// All workers meet, so that this many threads exist.

@@ -109,7 +109,7 @@ int most_admitted(int count, IntOptions options) {
 TEST_CASE("W1 at most batch size items of a pulled input are admitted and unresolved") {
   const Watchdog watchdog;
   constexpr int count = 300;
-  for (const std::size_t size : {1, 2, 7, 100, 1000}) {
+  for (const std::size_t size : {1U, 2U, 7U, 100U, 1000U}) {
     CAPTURE(size);
     const int window = static_cast<int>(size);
     CHECK(most_admitted(count, {.workers = 3, .batch = Batch{.size = size}}) <= window);
@@ -122,7 +122,7 @@ TEST_CASE("W1 at most batch size items of a pulled input are admitted and unreso
 
 TEST_CASE("W1 by default twice as many items as workers of a pulled input are admitted") {
   const Watchdog watchdog;
-  for (const std::size_t workers : {2, 3, 8}) {
+  for (const std::size_t workers : {2U, 3U, 8U}) {
     CAPTURE(workers);
     const int window = 2 * static_cast<int>(workers);
     CHECK(most_admitted(300, {.workers = workers}) <= window);
@@ -148,7 +148,7 @@ TEST_CASE("W1 a pulled input is read one window ahead while its first items stil
 TEST_CASE("W1 at most batch size items of an indexed input run at once") {
   const Watchdog watchdog;
   const auto items = numbers(50);
-  for (const std::size_t size : {1, 2, 3, 1000}) {
+  for (const std::size_t size : {1U, 2U, 3U, 1000U}) {
     const auto most = [&](IntOptions options) {
       options.workers = 4;
       options.batch = Batch{.size = size, .chunk = options.batch.value_or(Batch{}).chunk};
@@ -183,9 +183,7 @@ TEST_CASE("W1 all workers work at the same time") {
     wait_until([&] { return begun == 8; });
     return item;
   };
-  SECTION("indexed") {
-    CHECK(are_numbers(parallel_map(meet, items, {.workers = 8, .batch = Batch{.chunk = 1}}), 8));
-  }
+  SECTION("indexed") { CHECK(are_numbers(parallel_map(meet, items, {.workers = 8, .batch = Batch{.chunk = 1}}), 8)); }
   SECTION("pulled") {
     SinglePass source{8, itself};
     CHECK(are_numbers(parallel_map(meet, source, {.workers = 8, .batch = Batch{.chunk = 1}}), 8));
@@ -271,8 +269,7 @@ TEST_CASE("W1 an item that waits to be tried again holds back none behind it") {
         if (++others == 99) stop.request_stop();
         return item;
       },
-      items,
-      {.workers = 2, .retry = pyarallel::Retry{.backoff = 1h, .max_delay = 1h}, .stop = stop.get_token()});
+      items, {.workers = 2, .retry = pyarallel::Retry{.backoff = 1h, .max_delay = 1h}, .stop = stop.get_token()});
   CHECK(others == 99);
   CHECK(result.successes().size() == 99);
 }
@@ -452,9 +449,9 @@ TEST_CASE("W2 what a source throws leaves the call after running items have ende
     Where where;
     int at;
   };
-  for (const auto& [where, at] : {Place{Where::begin, 0}, Place{Where::compare, 0}, Place{Where::dereference, 0},
-                                  Place{Where::increment, 1}, Place{Where::increment, 20}, Place{Where::dereference, 20},
-                                  Place{Where::compare, 20}}) {
+  for (const auto& [where, at] :
+       {Place{Where::begin, 0}, Place{Where::compare, 0}, Place{Where::dereference, 0}, Place{Where::increment, 1},
+        Place{Where::increment, 20}, Place{Where::dereference, 20}, Place{Where::compare, 20}}) {
     for (int variant = 0; variant < 5; ++variant) {
       CAPTURE(static_cast<int>(where), at, variant);
       Counts items;
@@ -549,7 +546,7 @@ TEST_CASE("W2 a running item is asked to stop when the source throws") {
 
 TEST_CASE("W2 views that throw in begin and streams that throw while they are read") {
   const Watchdog watchdog;
-  for (const std::size_t workers : {1, 3}) {
+  for (const std::size_t workers : {1U, 3U}) {
     CAPTURE(workers);
     auto filtered = std::views::iota(0, 100) | std::views::filter([](int number) -> bool {
                       throw SourceFailed("filter " + std::to_string(number));
@@ -558,13 +555,13 @@ TEST_CASE("W2 views that throw in begin and streams that throw while they are re
 
     std::istringstream text{"1 2 3 four"};
     text.exceptions(std::ios::failbit | std::ios::badbit);
-    auto read = std::views::istream<int>(text);
+    auto read = std::ranges::istream_view<int>(text);
     CHECK_THROWS_AS(parallel_map(itself, read, {.workers = workers}), std::ios_base::failure);
   }
 }
 
 TEST_CASE("W2 a source may throw anything") {
-  for (const std::size_t workers : {1, 3}) {
+  for (const std::size_t workers : {1U, 3U}) {
     CAPTURE(workers);
     SinglePass source{10, [](int number) { return number < 5 ? number : throw 42; }};
     CHECK_THROWS_AS(parallel_map(itself, source, {.workers = workers}), int);
@@ -579,7 +576,8 @@ namespace {
 template <class Fn, class Check>
 void map_endless(Fn fn, const IntOptions& options, Check check) {
   check(parallel_map(fn, std::views::iota(0), options));  // random access, but without a size
-  check(parallel_map(fn, std::views::iota(0) | std::views::filter([](int number) { return number % 2 == 0; }), options));
+  check(
+      parallel_map(fn, std::views::iota(0) | std::views::filter([](int number) { return number % 2 == 0; }), options));
   SinglePass source{std::numeric_limits<int>::max(), itself};
   check(parallel_map(fn, source, options));
 }

@@ -1,4 +1,5 @@
-// expect: consteval function .pyarallel::ExecutorArg<int>::ExecutorArg. is not a constant expression|executor_process_is_not_in_this_version_of_pyarallel
+// expect: consteval function .pyarallel::ExecutorArg<int>::ExecutorArg. is not a constant
+// expression|executor_process_is_not_in_this_version_of_pyarallel
 #include <pyarallel.hpp>
 #include <vector>
 

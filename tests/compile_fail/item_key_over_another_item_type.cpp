@@ -1,6 +1,6 @@
 // expect: item_key is called with a const T& and gives an ItemKey
-#include <pyarallel.hpp>
 #include <cstdint>
+#include <pyarallel.hpp>
 #include <string>
 #include <vector>
 

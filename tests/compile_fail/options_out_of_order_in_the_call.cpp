@@ -1,4 +1,5 @@
-// expect: designator order for field .*workers.* does not match declaration order|designators to be specified in declaration order
+// expect: designator order for field .*workers.* does not match declaration order|designators to be specified in
+// declaration order
 #include <pyarallel.hpp>
 #include <vector>
 

@@ -1,6 +1,6 @@
 // expect: what the function returns must be movable; return a std::unique_ptr to it instead
-#include <pyarallel.hpp>
 #include <mutex>
+#include <pyarallel.hpp>
 #include <vector>
 
 int main() {
