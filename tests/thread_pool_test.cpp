@@ -81,17 +81,17 @@ TEST_CASE("C7 a process exits while the pool has idle threads") {
     warm_up(20);
     std::exit(7);
   });
-  CHECK(child.ended_with(7));
+  CHECK(child.end() == "exited with 7");
 }
 
 TEST_CASE("C7 a process exits where there never was a call or only one") {
   if (skipped()) return;
-  CHECK(in_child([](Parent) { std::exit(7); }).ended_with(7));
+  CHECK(in_child([](Parent) { std::exit(7); }).end() == "exited with 7");
   const auto one_call = in_child([](Parent) {
     parallel_map([](int) {}, std::views::iota(0, 3)).throw_on_failure();
     std::exit(7);
   });
-  CHECK(one_call.ended_with(7));
+  CHECK(one_call.end() == "exited with 7");
 }
 
 TEST_CASE("C7 an item may exit the process") {
@@ -114,9 +114,9 @@ TEST_CASE("C7 an item may exit the process") {
   };
   for (const bool pulled : {false, true}) {
     for (const bool policy : {false, true}) {
-      CHECK(exit_in(0, 1, 1, pulled, policy).ended_with(7));
-      CHECK(exit_in(0, 50, 4, pulled, policy).ended_with(7));
-      CHECK(exit_in(49, 50, 4, pulled, policy).ended_with(7));
+      CHECK(exit_in(0, 1, 1, pulled, policy).end() == "exited with 7");
+      CHECK(exit_in(0, 50, 4, pulled, policy).end() == "exited with 7");
+      CHECK(exit_in(49, 50, 4, pulled, policy).end() == "exited with 7");
     }
   }
 }
@@ -138,7 +138,7 @@ TEST_CASE("C7 an item may exit the process while others are blocked for ever") {
           parallel_map(fn, std::views::iota(0, 10), options);
         }
       });
-      CHECK(child.ended_with(7));
+      CHECK(child.end() == "exited with 7");
       if (child.hung) return;
     }
   }
@@ -163,7 +163,7 @@ TEST_CASE("C8 static destructors and atexit handlers may call") {
   for (const bool call_before : {true, false}) {
     const auto child = run(call_before);
     CHECK(child.told == "atexit worked static-after worked static-before worked ");
-    CHECK(child.ended_with(7));
+    CHECK(child.end() == "exited with 7");
   }
 }
 
@@ -181,7 +181,7 @@ TEST_CASE("C8 a thread that the program leaves behind may call while the process
       started->wait();
       std::exit(7);
     });
-    CHECK(child.ended_with(7));
+    CHECK(child.end() == "exited with 7");
     if (child.hung) return;
   }
 }
@@ -193,11 +193,11 @@ TEST_CASE("C8 a child that the program forks starts over") {
     const auto child = in_child([=](Parent parent) {
       say(parent, "child");
       const auto grandchild = in_child([](Parent) { _exit(maps_work() ? 5 : 6); });
-      parent.tell(grandchild.ended_with(5) ? "grandchild worked" : "grandchild failed");
+      parent.tell(grandchild.end() == "exited with 5" ? "grandchild worked" : "grandchild failed");
       by_exit ? std::exit(7) : _exit(7);
     });
     CHECK(child.told == "child worked grandchild worked");
-    CHECK(child.ended_with(7));
+    CHECK(child.end() == "exited with 7");
   }
   CHECK(maps_work());
 }
@@ -217,7 +217,7 @@ TEST_CASE("C8 a child forked while calls are running starts over") {
   }
   for (int round = 0; round < 10; ++round) {
     const auto child = in_child([](Parent) { _exit(maps_work() ? 7 : 8); });
-    CHECK(child.ended_with(7));
+    CHECK(child.end() == "exited with 7");
     if (child.hung) break;
   }
   stop = true;
@@ -227,9 +227,9 @@ TEST_CASE("C8 a child forked while calls are running starts over") {
 
 TEST_CASE("C8 a child forked by an item starts over") {
   if (skipped()) return;
-  const auto fork_one = [](int) { return in_child([](Parent) { _exit(maps_work() ? 7 : 8); }).ended_with(7); };
+  const auto fork_one = [](int) { return in_child([](Parent) { _exit(maps_work() ? 7 : 8); }).end(); };
   const auto result = parallel_map(fork_one, std::views::iota(0, 4), {.workers = 2, .batch = Batch{.chunk = 1}});
-  for (const bool worked : result) CHECK(worked);
+  for (const std::string& end : result) CHECK(end == "exited with 7");
 }
 
 TEST_CASE("C11 a run starts no more threads than it has items") {

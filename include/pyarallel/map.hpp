@@ -8,24 +8,10 @@
 
 #include "pyarallel/detail/invoke.hpp"
 #include "pyarallel/detail/run/collect.hpp"
-#include "pyarallel/detail/run/plan.hpp"
 #include "pyarallel/options.hpp"
 #include "pyarallel/result.hpp"
 
 namespace pyarallel {
-
-namespace detail {
-
-template <class R, class Items, class Invoke>
-MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>, R>& options, bool takes_task) {
-  static_assert(std::move_constructible<R>,
-                "pyarallel: what the function returns must be movable; return a std::unique_ptr to it instead");
-  const Plan plan = make_plan(options, takes_task);
-  if (std::ranges::sized_range<Items> && known_size(items) == 0) return {};
-  return Collection<R, Items, Invoke>{items, invoke, options, plan}.collect();
-}
-
-}  // namespace detail
 
 /// Applies fn to every item, in parallel; results in input order. `fn` is called as fn(item, task) if
 /// it can be, else as fn(item), concurrently and through one shared object.

@@ -50,7 +50,11 @@ struct Child {
   bool hung = false;  // and was killed
   std::string told;
 
-  bool ended_with(int code) const { return !hung && signal == 0 && exit_code == code; }
+  /// "exited with 7", "killed by signal 6", "hung"
+  std::string end() const {
+    if (hung) return "hung";
+    return signal != 0 ? "killed by signal " + std::to_string(signal) : "exited with " + std::to_string(exit_code);
+  }
 };
 
 /// Forks and runs code(parent) in the child, then _exit(0). Waits for the child, at most half a minute.

@@ -16,10 +16,10 @@ class FunctionRef<Answer(Args...)> {
   /// `f` must outlive this.
   template <class F>
     requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef>)
-  explicit(false) FunctionRef(F& f) noexcept
+  explicit(false) FunctionRef(F&& f) noexcept
       : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
         call_([](void* object, Args... args) -> Answer {
-          return (*static_cast<F*>(object))(std::forward<Args>(args)...);
+          return (*static_cast<std::remove_reference_t<F>*>(object))(std::forward<Args>(args)...);
         }) {}
 
   Answer operator()(Args... args) const { return call_(object_, std::forward<Args>(args)...); }

@@ -1,0 +1,132 @@
+// Input that workers find by index: they share it out among themselves (claims.hpp). The calling thread
+// takes part, unless it is needed as the driver.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <exception>
+#include <iterator>
+#include <ranges>
+#include <type_traits>
+#include <utility>
+
+#include "pyarallel/detail/run/claims.hpp"
+#include "pyarallel/detail/run/item_runner.hpp"
+#include "pyarallel/detail/run/source.hpp"
+
+namespace pyarallel::detail {
+
+template <class Runner, class Items>
+class IndexedRun {
+ public:
+  explicit IndexedRun(Runner& runner)
+      : runner_(runner), first_(std::ranges::begin(runner.items())), claims_(runner.size(), runner.workers()) {}
+
+  void run() {
+    const Plan& plan = runner_.plan();
+    runner_.all_admitted();
+    const auto work_as = [this](std::size_t worker) { work(worker); };
+    const auto has_work = [this] { return claims_.any_left(); };
+    if (plan.runs_inline() || (runner_.workers() == 1 && !plan.needs_driver())) {
+      work(0);
+    } else if (plan.needs_driver()) {
+      runner_.driver().with_workers(runner_.workers(), runner_.workers(), work_as, has_work, [this] { drive(); });
+    } else {
+      runner_.driver().take_part(runner_.workers(), work_as, has_work);
+    }
+    for (const Range& range : claims_.rest()) runner_.run().add_unrun(range);
+  }
+
+ private:
+  using Iterator = std::ranges::iterator_t<Items>;
+
+  void drive() {
+    std::size_t resolved = 0;
+    const auto nothing_to_admit = [] { return false; };
+    const auto settle = [&](const Resolved& item) {
+      ++resolved;
+      runner_.settle(item);
+    };
+    const bool outcomes_come = runner_.plan().reported;
+    const auto finished = [&] {
+      return outcomes_come ? resolved == runner_.size()
+                           : !claims_.any_left() && runner_.run().handover().nobody_inside();
+    };
+    runner_.driver().drive(nothing_to_admit, settle, finished, !outcomes_come);
+  }
+
+  void work(std::size_t worker) {
+    const Plan& plan = runner_.plan();
+    Run& run = runner_.run();
+    Task task = runner_.new_task(worker);
+    Pace pace{plan.items_at_once(), plan.window > 0 ? plan.window / runner_.workers() : runner_.size()};
+    bool initialized = false;
+
+    while (!run.closed()) {
+      const Range claim = claims_.take(pace.most(), pace.least());
+      if (claim.empty()) return;
+      if (!initialized && !runner_.initialize_worker()) {
+        claims_.give_back(claim);
+        return;
+      }
+      initialized = true;
+      pace.begin();
+      std::size_t next = claim.first;
+      bool quick = true;
+      while (next < claim.last && quick) {
+        const Range block{next, std::min(claim.last, next + pace.block())};
+        next = runner_.through(
+            [&]<Through what>(std::integral_constant<Through, what>) { return run_block<what>(block, task); });
+        if (next < block.last) break;  // the run is closed
+        quick = pace.keep_going(block.size());
+      }
+      pace.end();
+      if (next < claim.last) {
+        claims_.give_back({next, claim.last});
+        if (!run.closed()) runner_.driver().call_again();
+      }
+    }
+  }
+
+  /// Returns the first item that did not run, or the block's end.
+  template <Through what>
+  std::size_t run_block(Range block, Task& task) {
+    std::size_t index = block.first;
+    try {
+      for (; index < block.last; ++index) {
+        const auto offset = static_cast<std::iter_difference_t<Iterator>>(index);
+        if constexpr (stays_put<Items>) {
+          auto& item = first_[offset];
+          if (!run_one<what>(index, item, task)) break;
+        } else {
+          const item_t<Items> item(first_[offset]);  // kept until its last attempt ended
+          if (!run_one<what>(index, item, task)) break;
+        }
+      }
+    } catch (...) {
+      runner_.run().fail_call(std::current_exception());  // of the source; those of fn are caught further in
+    }
+    return index;
+  }
+
+  /// False if the item never ran.
+  template <Through what, class Arg>
+  bool run_one(std::size_t index, Arg& item, Task& task) {
+    Resolved resolved = runner_.template run_through<what>(task, index, item);
+    if (!resolved.ran) return false;
+    if constexpr (what == Through::attempts) {
+      if (runner_.plan().runs_inline()) {
+        runner_.settle(resolved);
+      } else if (runner_.plan().reported) {
+        runner_.run().handover().resolve(std::move(resolved));
+      }
+    }
+    return true;
+  }
+
+  Runner& runner_;
+  const Iterator first_;
+  Claims claims_;
+};
+
+}  // namespace pyarallel::detail
