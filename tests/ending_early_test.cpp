@@ -76,13 +76,13 @@ void check_placeholders(const MapResult<R>& result, std::size_t size, std::size_
   CHECK(result.size() == size);
   CHECK(count_failed<E>(result) == unrun);
   std::size_t without_attempt = 0;
+  bool all_empty = true;
   for (const auto& item : result.item_results()) {
     if (item.attempts > 0) continue;
     ++without_attempt;
-    REQUIRE_FALSE(item.ok());
-    CHECK(item.error().template is<E>());
-    CHECK(item.duration == Duration::zero());
+    all_empty = all_empty && !item.ok() && item.error().template is<E>() && item.duration == Duration::zero();
   }
+  CHECK(all_empty);
   CHECK(without_attempt == unrun);
   CHECK_THROWS_AS(result.values(), E);
   CHECK_FALSE(result.ok());

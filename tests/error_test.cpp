@@ -75,7 +75,12 @@ TEST_CASE("C5 an Error holds what is no std exception") {
 
   const Error literal = error_of(static_cast<const char*>("a literal"));
   CHECK(literal.type_name() == "char const*");
-  CHECK(std::string(*literal.get_if<const char*>()) == "a literal");
+  CHECK(literal.is<const char*>());
+  try {
+    literal.rethrow();
+  } catch (const char* text) {
+    CHECK(std::string(text) == "a literal");
+  }
 
   const Error text = error_of(std::string("a string"));
   CHECK(text.get_if<std::string>()->size() == 8);

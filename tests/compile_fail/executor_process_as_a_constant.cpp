@@ -1,5 +1,4 @@
-// expect: consteval function .pyarallel::ExecutorArg<int>::ExecutorArg. is not a constant
-// expression|executor_process_is_not_in_this_version_of_pyarallel
+// expect: ExecutorArg<int>::ExecutorArg. is not a constant expr|executor_process_is_not_in_this_version_of_pyarallel
 #include <pyarallel.hpp>
 #include <vector>
 

@@ -1,5 +1,4 @@
-// expect: designator order for field .*workers.* does not match declaration order|designators to be specified in
-// declaration order
+// expect: designator order for field .* does not match|designators to be specified in declaration order
 #include <pyarallel.hpp>
 #include <vector>
 

@@ -1,5 +1,4 @@
-// expect: the function must be callable as fn\(item, task\) or fn\(item\) with an item of this range
-// \(parallel_starmap: with the elements of its tuples\)
+// expect: the function must be callable as .* \(parallel_starmap: with the elements of its tuples\)
 #include <pyarallel.hpp>
 #include <utility>
 #include <vector>

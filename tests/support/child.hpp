@@ -18,17 +18,31 @@
 
 namespace support {
 
-// ThreadSanitizer cannot follow a process that starts threads after a fork of several threads.
 #if defined(__SANITIZE_THREAD__)
-inline constexpr bool children_may_start_threads = false;
+#define PYARALLEL_TEST_THREAD_SANITIZER 1
+#elif defined(__SANITIZE_ADDRESS__)
+#define PYARALLEL_TEST_ADDRESS_SANITIZER 1
 #elif defined(__has_feature)
 #if __has_feature(thread_sanitizer)
+#define PYARALLEL_TEST_THREAD_SANITIZER 1
+#elif __has_feature(address_sanitizer)
+#define PYARALLEL_TEST_ADDRESS_SANITIZER 1
+#endif
+#endif
+
+// ThreadSanitizer cannot follow a process that starts threads after a fork of several threads.
+#if defined(PYARALLEL_TEST_THREAD_SANITIZER)
 inline constexpr bool children_may_start_threads = false;
 #else
 inline constexpr bool children_may_start_threads = true;
 #endif
+
+// AddressSanitizer (up to LLVM 16) forks with its allocator's locks as they are: if another thread holds
+// one at that moment, the child hangs.
+#if defined(PYARALLEL_TEST_THREAD_SANITIZER) || defined(PYARALLEL_TEST_ADDRESS_SANITIZER)
+inline constexpr bool may_fork_while_threads_run = false;
 #else
-inline constexpr bool children_may_start_threads = true;
+inline constexpr bool may_fork_while_threads_run = true;
 #endif
 
 /// The child's side of in_child(): what it says reaches the parent at once.
