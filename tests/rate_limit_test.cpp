@@ -588,13 +588,13 @@ TEST_CASE("L4 places given back in any order are all there again") {
 
 TEST_CASE("L4 a new caller gets the earliest of the places given back") {
   const TimePoint now{1h};
-  std::vector<std::size_t> order{0, 1, 2, 3};
+  std::vector<std::size_t> order{0, 2, 4, 6};  // no neighbours, so that they stay apart
   do {
     Bucket bucket{1e9, 1};
     REQUIRE(bucket.reserve(now, 1, whenever)->due == now);
     std::vector<Reservation> places;
-    for (int i = 0; i < 5; ++i) places.push_back(*bucket.reserve(now, 1, whenever));
-    for (const std::size_t i : order) bucket.give_back(now, places[i]);  // the last one stays
+    for (int i = 0; i < 8; ++i) places.push_back(*bucket.reserve(now, 1, whenever));
+    for (const std::size_t i : order) bucket.give_back(now, places[i]);
     Times dues;
     for (int i = 0; i < 6; ++i) {
       const TimePoint promised = bucket.next_due(now, 1);
@@ -602,8 +602,28 @@ TEST_CASE("L4 a new caller gets the earliest of the places given back") {
       CHECK(due == promised);
       dues.push_back(due - now);
     }
-    CHECK(dues == Times{1s, 2s, 3s, 4s, 6s, 7s});
+    CHECK(dues == Times{1s, 3s, 5s, 7s, 9s, 10s});
   } while (std::ranges::next_permutation(order).found);
+}
+
+TEST_CASE("L4 of the places given back those still ahead can be used") {
+  const TimePoint now{1h};
+  Bucket bucket{1e9, 1};
+  std::vector<Granted> granted{{bucket.reserve(now, 1, whenever)->due, 1}};
+  std::vector<Reservation> places;
+  for (int i = 0; i < 4; ++i) places.push_back(*bucket.reserve(now, 1, whenever));
+  for (const int i : {0, 1, 2}) bucket.give_back(now, places[static_cast<std::size_t>(i)]);
+  granted.push_back({places[3].due, 1});
+  const TimePoint later = now + 1500ms;  // the first of them has passed
+  const TimePoint promised = bucket.next_due(later, 1);
+  CHECK(promised >= later);
+  CHECK(promised <= now + 2s);
+  granted.push_back({bucket.reserve(later, 1, whenever)->due, 1});
+  CHECK(granted.back().due == promised);
+  granted.push_back({bucket.reserve(later, 1, whenever)->due, 1});
+  CHECK(granted.back().due <= now + 3s);
+  for (int i = 0; i < 3; ++i) granted.push_back({bucket.reserve(later, 1, whenever)->due, 1});
+  CHECK(worst_window(granted, 1e9) <= 1);
 }
 
 TEST_CASE("L4 a place given back too late to be used is forgotten") {

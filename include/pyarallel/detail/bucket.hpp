@@ -95,12 +95,7 @@ class Bucket {
     TimePoint due = next_at(tail_.load(std::memory_order_relaxed), now, cost).due;
     if (holes_in_use_.load(std::memory_order_relaxed) > 0) {
       for (const Hole& hole : holes_) {
-        const Ticks start = hole.start.load(std::memory_order_acquire);
-        if (start < first_time) continue;
-        const Reservation candidate = reservation_at(time(start), cost);
-        if (Duration{hole.cost.load(std::memory_order_relaxed)} >= cost && usable(candidate, now)) {
-          due = std::min(due, candidate.due);
-        }
+        if (const auto place = place_in(hole, now, cost)) due = std::min(due, place->due);
       }
     }
     return due;
@@ -175,7 +170,7 @@ class Bucket {
 
   // With all holes in use the place is lost: some throughput, never a grant too many.
   void leave_hole(TimePoint now, Reservation reservation) noexcept {
-    if (!usable(reservation, now)) return;
+    if (reservation.cost <= Duration::zero() || !usable(reservation, now)) return;
     // Neighbours become one, so that a crowd that gives up together leaves few. One pass may miss one:
     // then there are two for a while.
     for (Hole& hole : holes_) {
@@ -208,18 +203,40 @@ class Bucket {
     }
   }
 
-  // The earliest that fits: what is left of it stays a hole.
+  // A place of `cost` in the free stretch [start, start + length), not in the past.
+  std::optional<Reservation> place_within(TimePoint start, Duration length, TimePoint now,
+                                          Duration cost) const noexcept {
+    const TimePoint end = start + length;
+    TimePoint first = std::max(start, add_saturating(now, burst_time_ - cost));
+    const Ticks paused_until = paused_until_.load(std::memory_order_seq_cst);
+    if (paused_until != unused) {
+      first =
+          std::max({first, first_start_after(paused_until), add_saturating(time(paused_until), burst_time_ - cost)});
+    }
+    if (first > end || end - first < cost) return std::nullopt;
+    return reservation_at(first, cost);
+  }
+
+  std::optional<Reservation> place_in(const Hole& hole, TimePoint now, Duration cost) const noexcept {
+    const Ticks start = hole.start.load(std::memory_order_acquire);
+    if (start < first_time) return std::nullopt;
+    return place_within(time(start), Duration{hole.cost.load(std::memory_order_relaxed)}, now, cost);
+  }
+
+  // The earliest place in a hole; the parts of the hole before and behind it stay free.
   std::optional<Reservation> fill_hole(TimePoint now, Duration cost, TimePoint latest) noexcept {
     while (Hole* hole = earliest_hole(now, cost)) {
       const auto content = take(*hole);
       if (!content) continue;  // somebody was quicker
-      const Reservation wanted = reservation_at(content->start, cost);
-      if (cost > content->cost || wanted.due > latest || !usable(wanted, now)) {
+      const auto place = place_within(content->start, content->cost, now, cost);
+      if (!place || place->due > latest) {
         leave_hole(now, *content);
         return std::nullopt;
       }
-      leave_hole(now, reservation_at(content->start + cost, content->cost - cost));
-      return wanted;
+      leave_hole(now, reservation_at(content->start, place->start - content->start));
+      const TimePoint behind = place->start + cost;
+      leave_hole(now, reservation_at(behind, content->start + content->cost - behind));
+      return place;
     }
     return std::nullopt;
   }
@@ -227,16 +244,16 @@ class Bucket {
   // Forgets holes whose time has passed on the way.
   Hole* earliest_hole(TimePoint now, Duration cost) noexcept {
     Hole* earliest = nullptr;
-    Ticks earliest_start = std::numeric_limits<Ticks>::max();
+    TimePoint earliest_due = TimePoint::max();
     for (Hole& hole : holes_) {
-      const Ticks start = hole.start.load(std::memory_order_acquire);
-      if (start < first_time) continue;
-      const Duration length{hole.cost.load(std::memory_order_relaxed)};
-      if (!usable(reservation_at(time(start), length), now)) {
-        take(hole);
-      } else if (length >= cost && start < earliest_start && usable(reservation_at(time(start), cost), now)) {
-        earliest = &hole;
-        earliest_start = start;
+      if (const auto place = place_in(hole, now, cost)) {
+        if (place->due < earliest_due) {
+          earliest = &hole;
+          earliest_due = place->due;
+        }
+      } else if (const Ticks start = hole.start.load(std::memory_order_acquire); start >= first_time) {
+        const Duration length{hole.cost.load(std::memory_order_relaxed)};
+        if (!usable(reservation_at(time(start), length), now)) take(hole);
       }
     }
     return earliest;
