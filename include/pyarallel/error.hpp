@@ -71,12 +71,20 @@ class Error {
   /// True if the dynamic type is E or derived from it.
   template <class E>
   bool is() const {
-    return get_if<E>() != nullptr;
+    try {
+      std::rethrow_exception(exception_);
+    } catch (const E&) {
+      return true;
+    } catch (...) {
+      return false;
+    }
   }
 
   /// The exception if it is an E or derived from it, else nullptr. Valid as long as this Error or a copy.
   template <class E>
   const E* get_if() const {
+    static_assert(!std::is_pointer_v<E> && !std::is_member_pointer_v<E>,
+                  "pyarallel: a thrown pointer has no address to give; ask is<E>(), or rethrow() and catch it");
     try {
       std::rethrow_exception(exception_);
     } catch (const E& e) {
