@@ -186,7 +186,7 @@ TEST_CASE("C8 a thread that the program leaves behind may call while the process
 }
 
 TEST_CASE("C8 a child that the program forks starts over") {
-  if (skipped()) return;
+  if (skipped(may_fork_while_threads_run)) return;
   warm_up(20);
   for (const bool by_exit : {true, false}) {
     const auto child = in_child([=](Parent parent) {

@@ -185,12 +185,12 @@ class ThreadPool {
       ++summoned_;
       return true;
     }
-    if (idle_ > coming_) {
-      ++coming_;
+    if (idle_ > woken_) {
+      ++woken_;
       work_.notify_one();
       return true;
     }
-    ++coming_;
+    ++starting_;
     // Out of the lock: starting a thread takes as long as a thousand small items.
     lock.unlock();
     std::list<Thread> started(1);
@@ -205,7 +205,7 @@ class ThreadPool {
     if (ok) {
       threads_.splice(threads_.end(), started);
     } else {
-      --coming_;
+      --starting_;
     }
     return ok;
   }
@@ -215,7 +215,7 @@ class ThreadPool {
     return found != open_jobs_.end() ? *found : nullptr;
   }
 
-  std::size_t on_their_way() const noexcept { return coming_ + summoned_; }
+  std::size_t on_their_way() const noexcept { return woken_ + starting_ + summoned_; }
 
   // Threads that open jobs could use now.
   std::size_t wanted() const {
@@ -226,7 +226,7 @@ class ThreadPool {
 
   void serve(Thread& self) {
     std::unique_lock lock{mutex_};
-    --coming_;
+    --starting_;
     while (!self.leaving) {
       if (Job* job = job_that_wants()) {
         self.busy = true;
@@ -245,7 +245,7 @@ class ThreadPool {
       work_.wait(lock);
       --idle_;
       // After a spurious wake-up this counts one too few for a moment: an extra call, never a missing one.
-      if (coming_ > 0) --coming_;
+      if (woken_ > 0) --woken_;
     }
   }
 
