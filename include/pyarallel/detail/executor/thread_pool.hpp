@@ -321,7 +321,8 @@ class ThreadPool {
   const std::size_t cpus_ = cpus_of_affinity();
   std::size_t busy_ = 0;                          // with a job
   std::size_t idle_ = 0;                          // asleep until there is work
-  std::size_t coming_ = 0;                        // woken or started, and not there yet
+  std::size_t woken_ = 0;                         // of those, the ones that were woken and are not there yet
+  std::size_t starting_ = 0;                      // new, and not there yet
   std::size_t spinning_ = 0;                      // looking at wanting_
   std::size_t summoned_ = 0;                      // of those, the ones that will look for a job
   alignas(64) std::atomic<bool> wanting_{false};  // an open job wants somebody
