@@ -75,7 +75,7 @@ class ThreadPool {
     std::unique_lock lock{mutex_};
     open_jobs_.push_back(&job);
     look_for_wanting_jobs();
-    return job.wanted_ == 0 || call_one(lock);
+    return wanted() <= on_their_way() || call_one(lock);
   }
 
   /// There is work again for threads that found none and left.
