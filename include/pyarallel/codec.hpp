@@ -119,8 +119,8 @@ template <class T>
 inline constexpr bool is_plain_aggregate = field_count<T>() <= max_fields;
 
 template <class T>
-concept PlainBytes = std::is_class_v<T> && std::is_trivially_copyable_v<T> && !std::is_aggregate_v<T> &&
-                     !std::is_empty_v<T> && !Borrowing<T>;
+concept PlainBytes = std::is_class_v<T> && std::is_trivially_copyable_v<T> && std::is_copy_constructible_v<T> &&
+                     !std::is_aggregate_v<T> && !std::is_empty_v<T> && !Borrowing<T>;
 
 /// Has an encoding, parts included. `Above`: the types that it is a part of, which a recursive type meets again.
 template <class T, class... Above>

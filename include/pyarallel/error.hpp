@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <stdexcept>
@@ -21,24 +22,48 @@ namespace pyarallel {
 
 namespace detail {
 
-/// Demangled name of the exception being handled. Call it inside a catch block.
-inline std::string current_exception_type_name() {
+/// Dynamic type of the exception being handled, nullptr if it cannot be told. Call it inside a catch block.
+inline const std::type_info* current_exception_type() {
 #if __has_include(<cxxabi.h>)
-  const std::type_info* type = abi::__cxa_current_exception_type();
-  if (type == nullptr) return "unknown type";  // a foreign exception, not thrown by C++
-  int status = 0;
-  const std::unique_ptr<char, decltype(&std::free)> name{abi::__cxa_demangle(type->name(), nullptr, nullptr, &status),
-                                                         &std::free};
-  return status == 0 ? name.get() : type->name();
+  return abi::__cxa_current_exception_type();  // nullptr: a foreign exception, not thrown by C++
 #else
   try {
     throw;
   } catch (const std::exception& e) {
-    return typeid(e).name();
+    return &typeid(e);
   } catch (...) {
-    return "unknown type";
+    return nullptr;
   }
 #endif
+}
+
+/// The name that a person would write, "unknown type" for nullptr.
+inline std::string type_name_of(const std::type_info* type) {
+  if (type == nullptr) return "unknown type";
+#if __has_include(<cxxabi.h>)
+  int status = 0;
+  const std::unique_ptr<char, decltype(&std::free)> name{abi::__cxa_demangle(type->name(), nullptr, nullptr, &status),
+                                                         &std::free};
+  if (status == 0) return name.get();
+#endif
+  return type->name();
+}
+
+/// Demangled name of the exception being handled. Call it inside a catch block.
+inline std::string current_exception_type_name() { return type_name_of(current_exception_type()); }
+
+/// "signal 11 (Segmentation fault)"
+inline std::string signal_text(int signal) {
+  const char* description = nullptr;
+  // Not strsignal(): it translates, which takes locks, and its buffer may be shared by all threads.
+#if defined(__GLIBC__) && defined(_GNU_SOURCE)
+#if __GLIBC_PREREQ(2, 32)
+  description = ::sigdescr_np(signal);
+#endif
+#endif
+  std::string text = "signal " + std::to_string(signal);
+  if (description != nullptr) text.append(" (").append(description).append(")");
+  return text;
 }
 
 }  // namespace detail
@@ -123,6 +148,52 @@ struct Aborted : std::runtime_error {
 /// `stop` was requested.
 struct Cancelled : std::runtime_error {
   using runtime_error::runtime_error;
+};
+
+/// A checkpoint file that cannot be used, or not for this run.
+struct CheckpointError : std::runtime_error {
+  using runtime_error::runtime_error;
+};
+
+/// A forked worker died while it ran this item.
+class WorkerCrashed : public std::runtime_error {
+ public:
+  /// `signal`: 0 if it exited. `exit_code`: -1 if a signal ended it. 0 and -1: nobody knows.
+  WorkerCrashed(int signal, int exit_code) : WorkerCrashed(signal, exit_code, {}) {}
+  /// The same, with something to say before it.
+  WorkerCrashed(int signal, int exit_code, const std::string& context)
+      : runtime_error(context + text_of(signal, exit_code)), signal_(signal), exit_code_(exit_code) {}
+
+  /// 0 if it exited.
+  int signal() const noexcept { return signal_; }
+  /// -1 if a signal ended it.
+  int exit_code() const noexcept { return exit_code_; }
+
+ private:
+  static std::string text_of(int signal, int exit_code) {
+    if (signal != 0) return "the worker process was killed by " + detail::signal_text(signal);
+    if (exit_code != -1) return "the worker process exited with code " + std::to_string(exit_code);
+    return "the worker process died; how is unknown, because something else in this program reaps or ignores its "
+           "children";
+  }
+
+  int signal_;
+  int exit_code_;
+};
+
+/// An exception of a type that could not be rebuilt on this side of a process boundary. what() is the
+/// original text. To get the type itself, see register_exception().
+class RemoteError : public std::runtime_error {
+ public:
+  RemoteError(std::string type_name, std::string what)
+      : runtime_error(what), type_name_(std::make_shared<const std::string>(std::move(type_name))) {}
+
+  /// Demangled type of the original; "int" for `throw 42`.
+  const std::string& type_name() const noexcept { return *type_name_; }
+
+ private:
+  // Shared, because copying an exception must not throw.
+  std::shared_ptr<const std::string> type_name_;
 };
 
 /// All failures of a run, thrown by the accessors that promise whole results.

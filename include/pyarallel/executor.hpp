@@ -7,12 +7,15 @@
 #include <stdexcept>
 #include <string>
 
+#include "pyarallel/codec.hpp"
 #include "pyarallel/detail/parallelism.hpp"
+#include "pyarallel/detail/process/shared_memory.hpp"
 
 namespace pyarallel {
 
-/// thread: pooled threads, for I/O and for work that is thread-safe. process: forked workers (not in
-/// this version). sequential: in the calling thread, in order, for debugging.
+/// thread: pooled threads, for I/O and for work that is thread-safe. process: forked workers, for CPU work
+/// that is not thread-safe, for code that crashes, and for hard time limits. sequential: in the calling thread, in
+/// order, for debugging.
 enum class Executor { thread, process, sequential };
 
 /// CPUs this process may really use: affinity mask and cgroup v1/v2 CPU quotas, not
@@ -42,26 +45,39 @@ inline RuntimeExecutor runtime(Executor executor) { return {executor}; }
 
 namespace detail {
 
-// Not constexpr on purpose: a constant `.executor = Executor::process` stops compiling here.
-inline void executor_process_is_not_in_this_version_of_pyarallel() {}
+// Not constexpr on purpose: a constant `.executor = Executor::process` that cannot work stops compiling here.
+inline void executor_process_needs_a_Codec_for_the_type_that_the_function_returns() {}
+inline void executor_process_needs_a_system_with_fork() {}
 
 }  // namespace detail
 
 /// What `.executor =` takes: a constant, checked at compile time, or runtime(...), checked at the call.
+/// `Executor::process` needs a result type R that is Serializable.
 template <class R>
 class ExecutorArg {
  public:
   constexpr ExecutorArg() = default;
   consteval ExecutorArg(Executor executor) : executor_(executor) {
-    if (executor == Executor::process) detail::executor_process_is_not_in_this_version_of_pyarallel();
+    if (executor == Executor::process) {
+      if constexpr (!PYARALLEL_HAS_FORK) detail::executor_process_needs_a_system_with_fork();
+      if constexpr (!Serializable<R>) {
+        detail::executor_process_needs_a_Codec_for_the_type_that_the_function_returns();
+      }
+    }
   }
   ExecutorArg(RuntimeExecutor executor) : executor_(executor.value) {}
 
-  /// nullopt: not said. std::invalid_argument for what this version cannot do.
+  /// nullopt: not said. std::invalid_argument for what cannot be done.
   std::optional<Executor> get() const {
     if (executor_ == Executor::process) {
-      throw std::invalid_argument(
-          "executor: Executor::process is not in this version of pyarallel; use Executor::thread");
+      if (!PYARALLEL_HAS_FORK) {
+        throw std::invalid_argument("executor: Executor::process needs fork(), which this system does not have");
+      }
+      if (!Serializable<R>) {
+        throw std::invalid_argument(
+            "executor: Executor::process needs a Codec for the type that the function returns; specialise "
+            "pyarallel::Codec for it, or use Executor::thread");
+      }
     }
     return executor_;
   }

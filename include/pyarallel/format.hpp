@@ -16,10 +16,6 @@
 
 namespace pyarallel::detail {
 
-inline std::string text_of(const RateLimit& rate) {
-  return fmt::format("RateLimit({} per {}, burst {})", rate.count, text_of(rate.per), rate.burst);
-}
-
 inline std::string text_of(const Retry& retry) {
   return fmt::format("Retry({} attempts, backoff {} to {}{})", retry.attempts, text_of(retry.backoff),
                      text_of(retry.max_delay), retry.jitter ? ", jitter" : "");

@@ -139,8 +139,10 @@ struct Summary {
   std::size_t size = 0;
   RunStatus status = RunStatus::completed;
   std::vector<Failure> failures;   // in input order; every other item has a value
-  std::exception_ptr placeholder;  // the error of the items that never ran
-  RawArray<Receipt> receipts;      // null: attempts are 1 where something ran, durations not measured
+  std::exception_ptr never_ran;    // the error of the items that never ran
+  std::exception_ptr interrupted;  // the error of the items that were killed with their worker when the run ended
+  RawArray<Receipt> receipts;      // null: attempts are 1 where something ran, durations as in `blocks`
+  std::vector<Block> blocks;       // in input order; empty: durations were not measured
   std::vector<ItemKey> keys;       // of the items admitted, if there are keys
 
   Summary() = default;
@@ -148,8 +150,10 @@ struct Summary {
       : size(std::exchange(other.size, 0)),
         status(other.status),
         failures(std::exchange(other.failures, {})),
-        placeholder(std::move(other.placeholder)),
+        never_ran(std::move(other.never_ran)),
+        interrupted(std::move(other.interrupted)),
         receipts(std::move(other.receipts)),
+        blocks(std::exchange(other.blocks, {})),
         keys(std::exchange(other.keys, {})) {}
   Summary& operator=(Summary&& other) noexcept {
     Summary moved{std::move(other)};
@@ -160,7 +164,9 @@ struct Summary {
       : size(other.size),
         status(other.status),
         failures(other.failures),
-        placeholder(other.placeholder),
+        never_ran(other.never_ran),
+        interrupted(other.interrupted),
+        blocks(other.blocks),
         keys(other.keys) {
     if (!other.receipts) return;
     receipts = allocate_raw<Receipt>(size, Fill::none);
@@ -172,12 +178,18 @@ struct Summary {
     std::swap(size, other.size);
     std::swap(status, other.status);
     failures.swap(other.failures);
-    std::swap(placeholder, other.placeholder);
+    std::swap(never_ran, other.never_ran);
+    std::swap(interrupted, other.interrupted);
+    blocks.swap(other.blocks);
     receipts.swap(other.receipts);
     keys.swap(other.keys);
   }
 
-  bool never_ran(const Failure& failure) const { return placeholder && failure.error.ptr() == placeholder; }
+  bool is_unrun(const Failure& failure) const { return never_ran && failure.error.ptr() == never_ran; }
+  /// It has no outcome of its own, because the run ended first.
+  bool is_truncated(const Failure& failure) const {
+    return is_unrun(failure) || (interrupted && failure.error.ptr() == interrupted);
+  }
 
   const Failure* failure_at(std::size_t index) const {
     const auto found = std::ranges::lower_bound(failures, index, {}, &Failure::index);
@@ -186,7 +198,9 @@ struct Summary {
 
   Receipt receipt_at(std::size_t index, const Failure* failure) const {
     if (receipts) return receipts.get()[index];
-    return {.duration = {}, .attempts = failure != nullptr && never_ran(*failure) ? 0 : 1};
+    if (failure != nullptr && is_unrun(*failure)) return {};
+    const auto next = std::ranges::upper_bound(blocks, index, {}, &Block::first);
+    return {.duration = next == blocks.begin() ? Duration{} : std::prev(next)->duration, .attempts = 1};
   }
 
   ItemKey key_at(std::size_t index) const { return index < keys.size() ? keys[index] : ItemKey{}; }
@@ -198,7 +212,7 @@ struct Summary {
 inline void Summary::throw_on_failure() const {
   std::vector<Failure> real;
   for (const Failure& failure : failures) {
-    if (!never_ran(failure)) real.push_back(failure);
+    if (!is_truncated(failure)) real.push_back(failure);
   }
   if (real.empty()) return;
   constexpr std::size_t shown = 3;
@@ -214,7 +228,7 @@ inline void Summary::throw_on_failure() const {
 inline void Summary::throw_unless_whole() const {
   const auto explain = [this](const char* how) {
     const auto unrun = static_cast<std::size_t>(
-        std::ranges::count_if(failures, [this](const Failure& failure) { return never_ran(failure); }));
+        std::ranges::count_if(failures, [this](const Failure& failure) { return is_unrun(failure); }));
     return std::string("the run ") + how + " after " + std::to_string(size - unrun) + " items" +
            (unrun > 0 ? ", " + std::to_string(unrun) + " never ran" : "") +
            ": these are partial results, read them with successes(), failures() or ok_values()";

@@ -1,24 +1,30 @@
 // The arithmetic of a rate limit: which moment is the next caller's. Time is a parameter.
 //
-// GCRA, the generic cell rate algorithm (ITU-T I.371): a token is a stretch of time. `tail_` is where
+// GCRA, the generic cell rate algorithm (ITU-T I.371): a token is a stretch of time. `tail` is where
 // the next reservation starts; a reservation of length `cost` that starts at s falls due at
 // s + cost - burst_time, which is in the past while the bucket holds enough. Reservations are taken
 // ahead of their time, so that every waiter sleeps until its own moment, and a waiter that is woken
 // late does not delay those behind it.
 //
 // A waiter that gives up hands its reservation back: at the tail by moving the tail, elsewhere as a
-// hole that the next caller fills. Everything is lock-free, and plain atomics of fixed size.
+// hole that the next caller fills. Everything is lock-free, and plain atomics of fixed size: what
+// changes lies in memory that processes share, and any of them may be killed between any two lines.
+// That costs the place that it held and the holes that it had in its hands, and nobody waits for it.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
-#include <limits>
+#include <new>
 #include <optional>
+#include <type_traits>
+#include <utility>
 
 #include "pyarallel/detail/clock.hpp"
+#include "pyarallel/detail/process/shared_memory.hpp"
 
 namespace pyarallel::detail {
 
@@ -28,37 +34,81 @@ struct Reservation {
   TimePoint due;  // nothing may start before
 };
 
+/// What changes in a bucket. All zero bytes are a fresh one, because shared memory begins so, and of the
+/// processes that open a named one none can be relied on to write a beginning.
+struct BucketState {
+  /// Nanoseconds of the steady clock, counted from its furthest past, so that no time is 0.
+  using Ticks = std::uint64_t;
+  using Atomic = std::atomic<Ticks>;
+  static constexpr Ticks unused = 0;
+  static constexpr Ticks in_transit = 1;
+  static constexpr Ticks first_time = 2;
+
+  /// A place in the future that was reserved and handed back. Any value of `start` below first_time is
+  /// a state, not a time. One that a killed process left in transit stays so, and is one hole less.
+  struct Hole {
+    Atomic start{unused};
+    Atomic cost{0};
+  };
+
+  alignas(64) Atomic tail{unused};
+  Atomic paused_until{unused};
+  // There are no holes while these two are equal. No count of the holes: it would go wrong for good where
+  // a process is killed between the hole and the count.
+  Atomic holes_left{0};     // how many were ever left, counted after each
+  Atomic holes_cleared{0};  // what holes_left was before a look that found none
+  alignas(64) std::array<Hole, 246> holes;
+};
+
+// The same in every program that shares it, whoever compiled it.
+static_assert(BucketState::Atomic::is_always_lock_free && sizeof(BucketState::Atomic) == 8);
+static_assert(std::is_standard_layout_v<BucketState> && std::is_trivially_destructible_v<BucketState>);
+static_assert(sizeof(BucketState) == 64 + 246 * 16 + 32 && offsetof(BucketState, holes) == 64);
+
+/// A process's handle of a bucket: its constants, and where its state is.
 class Bucket {
  public:
-  /// `per_token`: nanoseconds; `burst`: tokens at once.
-  Bucket(double per_token, int burst) noexcept
-      : one_token_(scaled(per_token, 1)), burst_time_(scaled(static_cast<double>(one_token_.count()), burst)) {}
+  /// A fresh one, shared with the processes that are forked from now on. `per_token`: nanoseconds;
+  /// `burst`: tokens at once. std::system_error if there is no memory to be had.
+  Bucket(double per_token, int burst)
+      : one_token_(scaled(per_token, 1)),
+        burst_time_(scaled(static_cast<double>(one_token_.count()), burst)),
+        memory_(sizeof(BucketState)),
+        state_(*::new(memory_.data()) BucketState) {}
+  /// That of `state`, which lies in `memory`.
+  Bucket(double per_token, int burst, SharedMemory memory, BucketState& state) noexcept
+      : one_token_(scaled(per_token, 1)),
+        burst_time_(scaled(static_cast<double>(one_token_.count()), burst)),
+        memory_(std::move(memory)),
+        state_(state) {}
+  Bucket(const Bucket&) = delete;
+  Bucket& operator=(const Bucket&) = delete;
 
   /// The first moment for `tokens` from `now` on, unless it lies after `latest`.
   std::optional<Reservation> reserve(TimePoint now, double tokens, TimePoint latest) noexcept {
     const Duration cost = cost_of(tokens);
-    if (holes_in_use_.load(std::memory_order_relaxed) > 0) {
+    if (any_holes()) {
       if (auto hole = fill_hole(now, cost, latest)) return hole;
     }
-    Ticks tail = tail_.load(std::memory_order_relaxed);
+    Ticks tail = state_.tail.load(std::memory_order_relaxed);
     while (true) {
       const Reservation next = next_at(tail, now, cost);
       if (next.due > latest) return std::nullopt;
-      if (!tail_.compare_exchange_weak(tail, ticks(add_saturating(next.start, cost)), std::memory_order_seq_cst,
-                                       std::memory_order_relaxed)) {
+      if (!state_.tail.compare_exchange_weak(tail, ticks(add_saturating(next.start, cost)), std::memory_order_seq_cst,
+                                             std::memory_order_relaxed)) {
         continue;
       }
-      // A pause that came in between holds this reservation too. The order of tail_ and
-      // paused_until_ is the same for all (seq_cst): either we see the pause, or it came after us.
+      // A pause that came in between holds this reservation too. The order of tail and
+      // paused_until is the same for all (seq_cst): either we see the pause, or it came after us.
       if (!overtaken(next)) return next;
-      tail = tail_.load(std::memory_order_relaxed);
+      tail = state_.tail.load(std::memory_order_relaxed);
     }
   }
 
   /// True if a pause began since the reservation was made and holds it: reserve again. Its old place
   /// lies before the end of the pause, or counts on tokens that the pause took away.
   bool overtaken(const Reservation& reservation) const noexcept {
-    const Ticks paused_until = paused_until_.load(std::memory_order_seq_cst);
+    const Ticks paused_until = state_.paused_until.load(std::memory_order_seq_cst);
     return paused_until != unused &&
            (reservation.due < time(paused_until) || reservation.start < first_start_after(paused_until));
   }
@@ -67,9 +117,13 @@ class Bucket {
   void give_back(TimePoint now, const Reservation& reservation) noexcept {
     if (!retreat_tail(reservation.start, reservation.cost)) leave_hole(now, reservation);
     // Holes that now end at the tail are part of the free future again.
-    for (bool again = holes_in_use_.load(std::memory_order_relaxed) > 0; again;) {
+    for (bool again = any_holes(); again;) {
       again = false;
-      for (Hole& hole : holes_) {
+      for (Hole& hole : state_.holes) {
+        // Only those are taken in hand: what a process has in its hands is lost if it is killed.
+        const Ticks start = hole.start.load(std::memory_order_acquire);
+        const Duration cost = length(hole.cost.load(std::memory_order_relaxed));
+        if (start < first_time || ticks(time(start) + cost) != state_.tail.load(std::memory_order_relaxed)) continue;
         const auto taken = take(hole);
         if (!taken) continue;
         if (retreat_tail(taken->start, taken->cost)) {
@@ -83,18 +137,18 @@ class Bucket {
 
   /// Nothing falls due before `until`; the furthest call wins. At `until` one token is there.
   void pause(TimePoint until) noexcept {
-    Ticks current = paused_until_.load(std::memory_order_relaxed);
+    Ticks current = state_.paused_until.load(std::memory_order_relaxed);
     while (current < ticks(until) &&
-           !paused_until_.compare_exchange_weak(current, ticks(until), std::memory_order_seq_cst)) {
+           !state_.paused_until.compare_exchange_weak(current, ticks(until), std::memory_order_seq_cst)) {
     }
   }
 
   /// When the next reservation of `tokens` would fall due; takes nothing.
   TimePoint next_due(TimePoint now, double tokens) const noexcept {
     const Duration cost = cost_of(tokens);
-    TimePoint due = next_at(tail_.load(std::memory_order_relaxed), now, cost).due;
-    if (holes_in_use_.load(std::memory_order_relaxed) > 0) {
-      for (const Hole& hole : holes_) {
+    TimePoint due = next_at(state_.tail.load(std::memory_order_relaxed), now, cost).due;
+    if (any_holes()) {
+      for (const Hole& hole : state_.holes) {
         if (const auto place = place_in(hole, now, cost)) due = std::min(due, place->due);
       }
     }
@@ -102,25 +156,22 @@ class Bucket {
   }
 
  private:
-  using Ticks = std::int64_t;  // nanoseconds of the steady clock
-  static_assert(std::atomic<Ticks>::is_always_lock_free);
-
-  // A place in the future that was reserved and handed back. Any value of `start` below first_time
-  // is a state, not a time.
-  struct Hole {
-    std::atomic<Ticks> start{unused};
-    std::atomic<Ticks> cost{0};
-  };
-  static constexpr Ticks unused = std::numeric_limits<Ticks>::min();
-  static constexpr Ticks in_transit = unused + 1;
-  static constexpr Ticks first_time = unused + 2;
+  using Ticks = BucketState::Ticks;
+  using Hole = BucketState::Hole;
+  static constexpr Ticks unused = BucketState::unused;
+  static constexpr Ticks in_transit = BucketState::in_transit;
+  static constexpr Ticks first_time = BucketState::first_time;
 
   static constexpr double furthest = 1e17;  // three years in nanoseconds: rates slower than that are all "never"
 
-  static Ticks ticks(TimePoint t) noexcept { return t.time_since_epoch().count(); }
-  static TimePoint time(Ticks t) noexcept { return TimePoint{Duration{t}}; }
+  // Time 0 of the clock is in the middle of the ticks.
+  static constexpr Ticks middle = Ticks{1} << 63U;
+  static Ticks ticks(TimePoint t) noexcept { return static_cast<Ticks>(t.time_since_epoch().count()) + middle; }
+  static TimePoint time(Ticks t) noexcept { return TimePoint{Duration{static_cast<Duration::rep>(t - middle)}}; }
+  static Ticks length_of(Duration d) noexcept { return static_cast<Ticks>(d.count()); }
+  static Duration length(Ticks d) noexcept { return Duration{static_cast<Duration::rep>(d)}; }
   static Duration scaled(double length, double by) noexcept {
-    return Duration{static_cast<Ticks>(std::ceil(std::min(length * by, furthest)))};
+    return Duration{static_cast<Duration::rep>(std::ceil(std::min(length * by, furthest)))};
   }
 
   // A token is a whole number of nanoseconds, rounded up, and everything is counted in tokens: so the
@@ -141,7 +192,7 @@ class Bucket {
 
   Reservation next_at(Ticks tail, TimePoint now, Duration cost) const noexcept {
     TimePoint start = std::max(time(tail), now);
-    const Ticks paused_until = paused_until_.load(std::memory_order_seq_cst);
+    const Ticks paused_until = state_.paused_until.load(std::memory_order_seq_cst);
     if (paused_until != unused) start = std::max(start, first_start_after(paused_until));
     Reservation next = reservation_at(start, cost);
     next.due = std::max({next.due, now, time(paused_until)});
@@ -154,7 +205,7 @@ class Bucket {
 
   bool retreat_tail(TimePoint start, Duration cost) noexcept {
     Ticks end = ticks(add_saturating(start, cost));
-    return tail_.compare_exchange_strong(end, ticks(start), std::memory_order_seq_cst);
+    return state_.tail.compare_exchange_strong(end, ticks(start), std::memory_order_seq_cst);
   }
 
   std::optional<Reservation> take(Hole& hole) noexcept {
@@ -162,10 +213,14 @@ class Bucket {
     if (start < first_time || !hole.start.compare_exchange_strong(start, in_transit, std::memory_order_acquire)) {
       return std::nullopt;
     }
-    const Reservation content = reservation_at(time(start), Duration{hole.cost.load(std::memory_order_relaxed)});
+    const Reservation content = reservation_at(time(start), length(hole.cost.load(std::memory_order_relaxed)));
     hole.start.store(unused, std::memory_order_release);
-    holes_in_use_.fetch_sub(1, std::memory_order_relaxed);
     return content;
+  }
+
+  // Or there are none but nobody has looked yet; a hint, and never wrong for long.
+  bool any_holes() const noexcept {
+    return state_.holes_left.load(std::memory_order_relaxed) != state_.holes_cleared.load(std::memory_order_relaxed);
   }
 
   // With all holes in use the place is lost: some throughput, never a grant too many.
@@ -173,12 +228,12 @@ class Bucket {
     if (reservation.cost <= Duration::zero() || !usable(reservation, now)) return;
     // Neighbours become one, so that a crowd that gives up together leaves few. One pass may miss one:
     // then there are two for a while.
-    for (Hole& hole : holes_) {
-      if (holes_in_use_.load(std::memory_order_relaxed) <= 0) break;
+    for (Hole& hole : state_.holes) {
+      if (!any_holes()) break;
       const Ticks start = hole.start.load(std::memory_order_acquire);
       if (start < first_time) continue;
-      const Duration length{hole.cost.load(std::memory_order_relaxed)};
-      if (time(start) + length != reservation.start && reservation.start + reservation.cost != time(start)) continue;
+      const TimePoint end = time(start) + length(hole.cost.load(std::memory_order_relaxed));
+      if (end != reservation.start && reservation.start + reservation.cost != time(start)) continue;
       const auto neighbour = take(hole);
       if (!neighbour) continue;
       if (neighbour->start + neighbour->cost == reservation.start) {
@@ -193,12 +248,13 @@ class Bucket {
   }
 
   void put(const Reservation& reservation) noexcept {
-    for (Hole& hole : holes_) {
+    for (Hole& hole : state_.holes) {
       Ticks expected = unused;
       if (!hole.start.compare_exchange_strong(expected, in_transit, std::memory_order_acquire)) continue;
-      hole.cost.store(reservation.cost.count(), std::memory_order_relaxed);
-      holes_in_use_.fetch_add(1, std::memory_order_relaxed);
+      hole.cost.store(length_of(reservation.cost), std::memory_order_relaxed);
       hole.start.store(ticks(reservation.start), std::memory_order_release);
+      // After the hole: whoever looks for holes has seen all that were counted when it began.
+      state_.holes_left.fetch_add(1, std::memory_order_release);
       return;
     }
   }
@@ -208,7 +264,7 @@ class Bucket {
                                           Duration cost) const noexcept {
     const TimePoint end = start + length;
     TimePoint first = std::max(start, add_saturating(now, burst_time_ - cost));
-    const Ticks paused_until = paused_until_.load(std::memory_order_seq_cst);
+    const Ticks paused_until = state_.paused_until.load(std::memory_order_seq_cst);
     if (paused_until != unused) {
       first =
           std::max({first, first_start_after(paused_until), add_saturating(time(paused_until), burst_time_ - cost)});
@@ -220,7 +276,7 @@ class Bucket {
   std::optional<Reservation> place_in(const Hole& hole, TimePoint now, Duration cost) const noexcept {
     const Ticks start = hole.start.load(std::memory_order_acquire);
     if (start < first_time) return std::nullopt;
-    return place_within(time(start), Duration{hole.cost.load(std::memory_order_relaxed)}, now, cost);
+    return place_within(time(start), length(hole.cost.load(std::memory_order_relaxed)), now, cost);
   }
 
   // The earliest place in a hole; the parts of the hole before and behind it stay free.
@@ -243,28 +299,34 @@ class Bucket {
 
   // Forgets holes whose time has passed on the way.
   Hole* earliest_hole(TimePoint now, Duration cost) noexcept {
+    const Ticks left = state_.holes_left.load(std::memory_order_acquire);
+    bool none = true;
     Hole* earliest = nullptr;
     TimePoint earliest_due = TimePoint::max();
-    for (Hole& hole : holes_) {
+    for (Hole& hole : state_.holes) {
       if (const auto place = place_in(hole, now, cost)) {
+        none = false;
         if (place->due < earliest_due) {
           earliest = &hole;
           earliest_due = place->due;
         }
       } else if (const Ticks start = hole.start.load(std::memory_order_acquire); start >= first_time) {
-        const Duration length{hole.cost.load(std::memory_order_relaxed)};
-        if (!usable(reservation_at(time(start), length), now)) take(hole);
+        const Reservation content = reservation_at(time(start), length(hole.cost.load(std::memory_order_relaxed)));
+        if (usable(content, now)) {
+          none = false;
+        } else {
+          take(hole);
+        }
       }
     }
+    if (none) state_.holes_cleared.store(left, std::memory_order_relaxed);
     return earliest;
   }
 
   const Duration one_token_;
   const Duration burst_time_;
-  alignas(64) std::atomic<Ticks> tail_{unused};
-  std::atomic<Ticks> paused_until_{unused};
-  std::atomic<int> holes_in_use_{0};
-  std::array<Hole, 256> holes_;
+  const SharedMemory memory_;
+  BucketState& state_;
 };
 
 }  // namespace pyarallel::detail

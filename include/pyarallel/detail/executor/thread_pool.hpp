@@ -33,6 +33,7 @@
 
 #include "pyarallel/detail/function_ref.hpp"
 #include "pyarallel/detail/parallelism.hpp"
+#include "pyarallel/detail/spin.hpp"
 
 namespace pyarallel::detail {
 
@@ -279,14 +280,6 @@ class ThreadPool {
     const bool any = std::ranges::any_of(open_jobs_, [](const Job* job) { return job->wanted_ > 0; });
     if (any != wanting_.load(std::memory_order_relaxed)) wanting_.store(any, std::memory_order_relaxed);
     if (!any) summoned_ = 0;
-  }
-
-  static void pause_cpu() noexcept {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("isb" ::: "memory");
-#endif
   }
 
   void join(Job& job, std::unique_lock<std::mutex>& lock) {

@@ -117,9 +117,9 @@ inline Verdict judge(const Plan& plan, const std::exception_ptr& exception, int 
 }
 
 /// Runs one item to its end in this thread, as `task.worker`. `task` is reused from item to item.
-inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call) {
+/// `outcome`: as far as the item came elsewhere, if it did: its attempts, and the last one's error.
+inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call, Outcome outcome = {}) {
   const Plan& plan = run.plan();
-  Outcome outcome;
   Receipt& receipt = outcome.receipt;
   const auto unrun = [&]() -> Outcome& {
     outcome.ran = receipt.attempts > 0;  // else the last attempt's error stands (clause T4)
@@ -139,7 +139,7 @@ inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call) {
     }
     const TimePoint start = clock().now();
     if (run.stop_if_due(start)) return unrun();
-    if (!first_start) first_start = start;
+    if (!first_start) first_start = start - receipt.duration;
 
     task.attempt = ++receipt.attempts;
     run.begin_attempt(task, start);

@@ -16,28 +16,34 @@
 #include <vector>
 
 #include "pyarallel/detail/clock.hpp"
-#include "pyarallel/detail/run/run.hpp"
+#include "pyarallel/detail/run/range.hpp"
 
 namespace pyarallel::detail {
+
+/// Claims up to `most` items of those that nobody has, in order; empty when there are none. Towards the end
+/// of the input fewer, but not fewer than `least`.
+inline Range claim_next(std::atomic<std::size_t>& next_item, std::size_t size, std::size_t workers, std::size_t most,
+                        std::size_t least) noexcept {
+  const std::size_t next = next_item.load(std::memory_order_relaxed);
+  if (next >= size) return {};
+  most = std::min(most, std::max(least, (size - next) / (2 * workers)));
+  // Never wraps round: a worker stops adding as soon as it sees the end, and claims are bounded.
+  const std::size_t first = next_item.fetch_add(most, std::memory_order_relaxed);
+  if (first >= size) return {};
+  return {first, std::min(first + most, size)};
+}
 
 class Claims {
  public:
   Claims(std::size_t size, std::size_t workers) noexcept : size_(size), workers_(workers) {}
 
-  /// Up to `most` items, in order; empty when none are left. Towards the end of the input fewer, but
-  /// not fewer than `least`.
+  /// What was given back first; else as claim_next().
   Range take(std::size_t most, std::size_t least) {
     if (given_back_.load(std::memory_order_acquire) > 0) {
       const Range range = take_given_back(most);
       if (!range.empty()) return range;
     }
-    const std::size_t next = next_.load(std::memory_order_relaxed);
-    if (next >= size_) return {};
-    most = std::min(most, std::max(least, (size_ - next) / (2 * workers_)));
-    // Never wraps round: a worker stops adding as soon as it sees the end, and claims are bounded.
-    const std::size_t first = next_.fetch_add(most, std::memory_order_relaxed);
-    if (first >= size_) return {};
-    return {first, std::min(first + most, size_)};
+    return claim_next(next_, size_, workers_, most, least);
   }
 
   void give_back(Range range) {
@@ -85,9 +91,10 @@ class Claims {
 /// One worker's choice of how many items to claim at once, and how often to look at the clock.
 class Pace {
  public:
-  /// `fixed`: as many at once; 0 to choose. Never more than `most`.
-  Pace(std::size_t fixed, std::size_t most) noexcept
-      : most_(std::max<std::size_t>(most, 1)), fixed_(std::min(fixed, most_)) {}
+  /// `fixed`: as many at once; 0 to choose. Never more than `most`. `block`: nanoseconds of work between
+  /// looks at the clock.
+  Pace(std::size_t fixed, std::size_t most, double block = 4'000) noexcept
+      : most_(std::max<std::size_t>(most, 1)), fixed_(std::min(fixed, most_)), block_time_(block) {}
 
   bool chosen() const noexcept { return fixed_ == 0; }
   /// Items for the next claim: at most so many, and so many even at the end of the input.
@@ -102,13 +109,14 @@ class Pace {
   }
 
   /// How many items of the claim to run before the next look at the clock.
-  std::size_t block() const noexcept { return chosen() ? items_in(4'000) : fixed_; }
+  std::size_t block() const noexcept { return chosen() ? items_in(block_time_) : fixed_; }
 
   /// After a block of `items`: false if the claim takes much longer than it should, so that the rest
   /// of it should be given back.
   bool keep_going(std::size_t items) noexcept {
-    if (!chosen()) return true;
-    const auto now = std::chrono::steady_clock::now();
+    return !chosen() || keep_going(items, std::chrono::steady_clock::now());
+  }
+  bool keep_going(std::size_t items, std::chrono::steady_clock::time_point now) noexcept {
     per_item_ = std::chrono::duration<double, std::nano>(now - mark_).count() / static_cast<double>(items);
     mark_ = now;
     return now - begun_ < std::chrono::microseconds{100};
@@ -135,6 +143,7 @@ class Pace {
 
   std::size_t most_;
   std::size_t fixed_;
+  double block_time_;
   std::size_t chunk_ = 1;
   double per_item_ = 0;
   Time begun_;

@@ -87,7 +87,7 @@ class Driver {
              bool until_left) {
     constexpr int admitted_at_once = 64;  // so that callbacks do not wait for a large window to fill
     const Plan& plan = run_.plan();
-    Handover& handover = run_.handover();
+    Workplace& workplace = run_.workplace();
     std::vector<Resolved> outcomes;
     while (true) {
       int admitted = 0;
@@ -96,11 +96,11 @@ class Driver {
 
       const bool closed = run_.closed();
       if (closed) {
-        for (const std::size_t slot : handover.close()) {
-          Resolved item{.index = 0, .slot = slot, .error = nullptr, .ran = false};
+        for (const std::size_t slot : workplace.close()) {
+          Resolved item{.index = 0, .slot = slot, .error = nullptr, .ran = false, .receipt = {}, .interrupted = false};
           settle(item);
         }
-        if (handover.nobody_inside()) return;
+        if (workplace.nobody_inside()) return;
       }
       TimePoint due = TimePoint::max();
       if (!run_.stopped() && (plan.timeout || plan.task_timeout)) {
@@ -109,7 +109,7 @@ class Driver {
         due = std::min(run_.deadline(), run_.stop_late_attempts(now));
       }
       if (admitted == admitted_at_once) due = TimePoint::min();  // there may be room for more
-      handover.collect(outcomes, closed || until_left, due);
+      workplace.collect(outcomes, closed || until_left, due);
       for (Resolved& item : outcomes) settle(item);
     }
   }

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
-#include <exception>
 #include <iterator>
 #include <mutex>
 #include <optional>
@@ -13,16 +12,9 @@
 #include <vector>
 
 #include "pyarallel/detail/clock.hpp"
+#include "pyarallel/detail/run/workplace.hpp"
 
 namespace pyarallel::detail {
-
-/// An item whose outcome is final.
-struct Resolved {
-  std::size_t index = 0;
-  std::size_t slot = 0;      // of a pulled item
-  std::exception_ptr error;  // null: it has a value
-  bool ran = true;           // false: the run stopped before its first attempt
-};
 
 /// First in, first out. (A std::deque allocates before it holds anything.)
 class SlotQueue {
@@ -58,7 +50,7 @@ class SlotQueue {
   std::size_t first_ = 0;
 };
 
-class Handover {
+class Handover final : public Workplace {
  public:
   // The worker's side ------------------------------------------------------------------------------
 
@@ -94,7 +86,8 @@ class Handover {
     }
     if (closed_) {
       for (const std::size_t slot : slots)
-        resolved_.push_back({.index = 0, .slot = slot, .error = nullptr, .ran = false});
+        resolved_.push_back(
+            {.index = 0, .slot = slot, .error = nullptr, .ran = false, .receipt = {}, .interrupted = false});
       slots.clear();
       return false;
     }
@@ -127,9 +120,7 @@ class Handover {
   /// A hint: a worker that comes now would find something.
   bool items_waiting() const noexcept { return items_waiting_.load(std::memory_order_relaxed); }
 
-  /// Waits until there are outcomes, somebody called wake(), all who came have left (where that is
-  /// waited for), or it is `due`. The outcomes replace the contents of `outcomes`.
-  void collect(std::vector<Resolved>& outcomes, bool until_left, TimePoint due) {
+  void collect(std::vector<Resolved>& outcomes, bool until_left, TimePoint due) override {
     outcomes.clear();
     std::unique_lock lock{mutex_};
     while (resolved_.empty() && !woken_ && !(until_left && entered_ && inside_ == 0)) {
@@ -145,13 +136,12 @@ class Handover {
     outcomes.swap(resolved_);
   }
 
-  bool nobody_inside() {
+  bool nobody_inside() override {
     const std::lock_guard lock{mutex_};
     return inside_ == 0 && resolved_.empty();
   }
 
-  /// Sends the workers away. Returns the items that none of them took.
-  std::vector<std::size_t> close() {
+  std::vector<std::size_t> close() override {
     const std::lock_guard lock{mutex_};
     closed_ = true;
     items_waiting_.store(false, std::memory_order_relaxed);
@@ -163,8 +153,7 @@ class Handover {
 
   // Anybody's --------------------------------------------------------------------------------------
 
-  /// The driver should look at the state of the run.
-  void wake() {
+  void wake() noexcept override {
     const std::lock_guard lock{mutex_};
     woken_ = true;
     driver_.notify_one();

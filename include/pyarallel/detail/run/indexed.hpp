@@ -65,11 +65,14 @@ class IndexedRun {
     while (!run.closed()) {
       const Range claim = claims_.take(pace.most(), pace.least());
       if (claim.empty()) return;
-      if (!initialized && !runner_.initialize_worker()) {
-        claims_.give_back(claim);
-        return;
+      if (!initialized) {
+        if (auto exception = runner_.initialize_worker()) {
+          run.fail_call(std::move(exception));
+          claims_.give_back(claim);
+          return;
+        }
+        initialized = true;
       }
-      initialized = true;
       pace.begin();
       std::size_t next = claim.first;
       bool quick = true;
@@ -112,8 +115,8 @@ class IndexedRun {
   /// False if the item never ran.
   template <Through what, class Arg>
   bool run_one(std::size_t index, Arg& item, Task& task) {
-    Resolved resolved = runner_.template run_through<what>(task, index, item);
-    if (!resolved.ran) return false;
+    Resolved resolved = runner_.template run_through<what>(task, index, item, runner_.place(index));
+    if (!runner_.template record<what>(resolved)) return false;
     if constexpr (what == Through::attempts) {
       if (runner_.plan().runs_inline()) {
         runner_.settle(resolved);

@@ -35,16 +35,36 @@ class ItemRunner {
   using Options = MapOptions<item_t<Items>, R>;
 
   ItemRunner(Items& items, Invoke& invoke, const Options& options, const Plan& plan)
+      : ItemRunner(items, invoke, options, plan, {.memory = Memory::own, .receipts = plan.measured()}) {}
+
+  /// What is different when workers are elsewhere.
+  struct Placement {
+    Memory memory = Memory::shared;  // for values
+    bool receipts = true;            // one for each item; else blocks
+    RunState* state = nullptr;       // as in Run
+    Workplace* workplace = nullptr;
+  };
+  ItemRunner(Items& items, Invoke& invoke, const Options& options, const Plan& plan, const Placement& placement)
       : items_(items),
         invoke_(invoke),
         options_(options),
         plan_(plan),
         size_(known_size(items)),
         workers_(worker_count(plan, size_)),
-        values_(size_),
-        receipts_(plan.measured() ? size_ : 0),
-        run_(plan, workers_),
+        has_receipts_(placement.receipts),
+        values_(size_, placement.memory),
+        receipts_(has_receipts_ ? size_ : 0),
+        run_(plan, workers_, placement.state, placement.workplace),
         driver_(run_) {}
+
+  /// Never more than there can be items at once.
+  static std::size_t worker_count(const Plan& plan, std::size_t size) {
+    if (plan.runs_inline()) return 1;
+    std::size_t count = plan.workers;
+    if (sized) count = std::min(count, size);
+    if (plan.window > 0) count = std::min(count, plan.window);
+    return count;
+  }
 
   Items& items() const noexcept { return items_; }
   const Plan& plan() const noexcept { return plan_; }
@@ -60,55 +80,107 @@ class ItemRunner {
         .index = 0, .attempt = 1, .worker = worker, .stop = plan_.takes_task ? run_.stop_token() : std::stop_token{}};
   }
 
-  /// Before a worker's first item. False if it threw: the run is over.
-  bool initialize_worker() {
-    if (!plan_.worker_init) return true;
-    std::exception_ptr exception;
+  /// Before a worker's first item. What it threw, if it did: the call throws that.
+  std::exception_ptr initialize_worker() {
+    if (!plan_.worker_init) return nullptr;
     try {
       plan_.worker_init();
-      return true;
+      return nullptr;
     } catch (...) {
-      exception = std::current_exception();
+      return std::current_exception();
     }
-    run_.fail_call(std::move(exception));
-    return false;
   }
 
   /// `code` with the constant that fits the plan_.
   template <class Code>
   auto through(Code&& code) {
     if (plan_.measured()) return code(std::integral_constant<Through, Through::attempts>{});
-    if (plan_.stop.stop_possible() || plan_.max_errors != std::numeric_limits<std::size_t>::max()) {
+    if (plan_.stop.stop_possible() || plan_.timeout || plan_.max_errors != std::numeric_limits<std::size_t>::max()) {
       return code(std::integral_constant<Through, Through::stop_checks>{});
     }
     return code(std::integral_constant<Through, Through::nothing>{});
   }
 
-  /// Runs an item and writes down what it gave.
+  /// Runs an item; its value is made in `place`. `so_far`: as for run_item().
   template <Through what, class Arg>
-  Resolved run_through(Task& task, std::size_t index, Arg& item) {
-    Resolved resolved{.index = index, .slot = 0, .error = nullptr, .ran = true};
+  Resolved run_through(Task& task, std::size_t index, Arg& item, R* place, Outcome so_far = {}) {
+    Resolved resolved{.index = index, .slot = 0, .error = nullptr, .ran = true, .receipt = {}, .interrupted = false};
     if constexpr (what == Through::attempts) {
-      CallItem<Arg> call{invoke_, item, values_.at(index)};
-      Outcome outcome = run_item(run_, task, index, call);
+      CallItem<Arg> call{invoke_, item, place};
+      Outcome outcome = run_item(run_, task, index, call, std::move(so_far));
       resolved.ran = outcome.ran;
-      if (!outcome.ran) return resolved;
-      *receipts_.at(index) = outcome.receipt;
+      resolved.receipt = outcome.receipt;
       resolved.error = std::move(outcome.error);
     } else {
       if constexpr (what == Through::stop_checks) {
         resolved.ran = !run_.closed();
         if (!resolved.ran) return resolved;
       }
-      task.index = index;
-      try {
-        construct(invoke_, item, task, values_.at(index));
-      } catch (...) {
-        resolved.error = std::current_exception();
-      }
+      resolved.error = call_once(task, index, item, place);
     }
-    if (resolved.error) run_.add_failure(index, resolved.error);
     return resolved;
+  }
+
+  /// Calls fn, and nothing else; its value is made in `place`. What it threw, if it did.
+  template <class Arg>
+  std::exception_ptr call_once(Task& task, std::size_t index, Arg& item, R* place) {
+    task.index = index;
+    try {
+      construct(invoke_, item, task, place);
+      return nullptr;
+    } catch (...) {
+      return std::current_exception();
+    }
+  }
+
+  R* place(std::size_t index) const noexcept { return values_.at(index); }
+
+  /// Writes down what became of an item. False if it never ran.
+  template <Through what>
+  bool record(const Resolved& item) {
+    if constexpr (what != Through::nothing) {
+      if (!item.ran) return false;
+    }
+    if constexpr (what == Through::attempts) *receipts_.at(item.index) = item.receipt;
+    if (item.error) run_.add_failure(item.index, item.error);
+    if (item.interrupted) run_.add_interrupted(item.index);
+    return true;
+  }
+
+  /// The same of items whose attempts were not counted one by one. All of them ran.
+  void record(const Block& block) {
+    if (has_receipts_) {
+      std::fill_n(receipts_.at(block.first), block.count, Receipt{.duration = block.duration, .attempts = 1});
+    } else {
+      blocks_.push_back(block);
+    }
+  }
+
+  /// The stretches of the input of which nothing was recorded.
+  std::vector<Range> unrecorded() {
+    std::vector<Range> gaps;
+    const auto add = [&](Range gap) {
+      if (!gap.empty()) gaps.push_back(gap);
+    };
+    if (has_receipts_) {
+      const Receipt* const receipts = receipts_.at(0);
+      for (std::size_t index = 0; index < size_;) {
+        const auto is_recorded = [](const Receipt& receipt) { return receipt.attempts > 0; };
+        const Receipt* const gap = std::find_if_not(receipts + index, receipts + size_, is_recorded);
+        const Receipt* const behind = std::find_if(gap, receipts + size_, is_recorded);
+        add({static_cast<std::size_t>(gap - receipts), static_cast<std::size_t>(behind - receipts)});
+        index = static_cast<std::size_t>(behind - receipts);
+      }
+      return gaps;
+    }
+    std::ranges::sort(blocks_, {}, &Block::first);
+    std::size_t next = 0;
+    for (const Block& block : blocks_) {
+      add({next, block.first});
+      next = block.first + block.count;
+    }
+    add({next, size_});
+    return gaps;
   }
 
   // The driver's side ---------------------------------------------------------------------------------
@@ -123,7 +195,7 @@ class ItemRunner {
     return driver_.guarded([&] {
       if (!sized) {
         values_.grow_to(index + 1);
-        if (plan_.measured()) receipts_.grow_to(index + 1);
+        if (has_receipts_) receipts_.grow_to(index + 1);
       }
       if (plan_.keyed) keys_.push_back(options_.item_key(std::as_const(item).get()));
     });
@@ -133,7 +205,7 @@ class ItemRunner {
   void settle(const Resolved& item) {
     if (!item.ran) {
       run_.add_unrun({item.index, item.index + 1});
-    } else if (plan_.reported && !driver_.call_failed()) {
+    } else if (plan_.reported && !item.interrupted && !driver_.call_failed()) {
       driver_.guarded([&] { report(item); });
     }
   }
@@ -145,10 +217,12 @@ class ItemRunner {
     run_.add_unrun({admitted_, entries});
     Summary summary = run_.finish(entries, known_end);
     summary.keys = std::move(keys_);
+    std::ranges::sort(blocks_, {}, &Block::first);
+    summary.blocks = std::move(blocks_);
     const auto has_value = [&](std::size_t index) { return summary.failure_at(index) == nullptr; };
     RawArray<R> values;
     try {
-      if (plan_.measured()) {
+      if (has_receipts_) {
         summary.receipts = receipts_.release_contiguous(entries, [](std::size_t) { return true; });
       }
       values = values_.release_contiguous(entries, has_value);
@@ -185,15 +259,6 @@ class ItemRunner {
     }
   }
 
-  /// Never more than there can be items at once.
-  static std::size_t worker_count(const Plan& plan, std::size_t size) {
-    if (plan.runs_inline()) return 1;
-    std::size_t count = plan.workers;
-    if (sized) count = std::min(count, size);
-    if (plan.window > 0) count = std::min(count, plan.window);
-    return count;
-  }
-
   void report(const Resolved& item) {
     if (options_.on_result) {
       using Access = ItemResultAccess<R>;
@@ -216,8 +281,10 @@ class ItemRunner {
   const Plan& plan_;
   const std::size_t size_;
   const std::size_t workers_;
+  const bool has_receipts_;
   GrowingArray<R> values_;
   GrowingArray<Receipt, Fill::zero> receipts_;
+  std::vector<Block> blocks_;
   std::vector<ItemKey> keys_;
   std::size_t admitted_ = 0;
   std::size_t reported_ = 0;

@@ -31,8 +31,14 @@ struct Plan {
   bool reported = false;    // on_result or on_progress
   bool takes_task = false;  // fn wants a Task
 
+  std::optional<std::size_t> max_tasks_per_worker;
+  std::optional<std::size_t> worker_memory_limit;
+
   /// In the calling thread, in input order.
-  bool runs_inline() const noexcept { return executor == Executor::sequential || workers == 1; }
+  bool runs_inline() const noexcept {
+    return executor == Executor::sequential || (executor == Executor::thread && workers == 1);
+  }
+  bool forks() const noexcept { return executor == Executor::process; }
 
   /// An item goes through the attempt loop: something may hold it, repeat it or cut it short.
   bool has_policy() const noexcept { return limiter || retry != nullptr || task_timeout; }
@@ -46,8 +52,9 @@ struct Plan {
     return worker_init ? 1 : 0;
   }
 
-  /// Attempts and durations are written down (clause R8).
-  bool measured() const noexcept { return has_policy() || keyed || reported || timeout; }
+  /// Each item's attempts and duration are written down (clause R8). Forked workers measure several
+  /// items at a time where nothing concerns them singly.
+  bool measured() const noexcept { return has_policy() || keyed || reported || (timeout && !forks()); }
 
   /// Somebody may have to be woken or told when the run stops.
   bool needs_stop_token() const noexcept { return takes_task || has_policy(); }
@@ -106,6 +113,8 @@ Plan make_plan(const Options& options, bool takes_task) {
         fmt::format("worker_memory_limit is for Executor::process only, got {} with Executor::thread",
                     *options.worker_memory_limit));
   }
+  plan.max_tasks_per_worker = options.max_tasks_per_worker;
+  plan.worker_memory_limit = options.worker_memory_limit;
   plan.stop = options.stop;
   plan.worker_init = options.worker_init;
   plan.keyed = static_cast<bool>(options.item_key);

@@ -1,104 +1,49 @@
-// Input that is pulled: the driver reads it item by item, at most a window ahead of what is resolved, and
-// hands the items to the workers.
+// Input that is pulled, on threads: the driver admits the items (admission.hpp) and hands them to the workers.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
-#include <memory>
-#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "pyarallel/detail/clock.hpp"
+#include "pyarallel/detail/run/admission.hpp"
 #include "pyarallel/detail/run/claims.hpp"
 #include "pyarallel/detail/run/item_runner.hpp"
-#include "pyarallel/detail/run/raw_array.hpp"
-#include "pyarallel/detail/run/source.hpp"
 
 namespace pyarallel::detail {
-
-/// As many slots as were needed at once so far. They never move, for workers use them while the driver
-/// adds more.
-template <class Items>
-class Window {
- public:
-  struct Slot {
-    std::size_t index = 0;
-    Kept<Items> item;
-  };
-
-  explicit Window(std::size_t size) : size_(size) {}
-  Window(const Window&) = delete;
-  Window& operator=(const Window&) = delete;
-  ~Window() {
-    while (made_ > 0) std::destroy_at(slots_.at(--made_));
-  }
-
-  std::size_t size() const noexcept { return size_; }
-  bool full() const noexcept { return unresolved_ == size_; }
-  bool empty() const noexcept { return unresolved_ == 0; }
-  Slot& operator[](std::size_t place) const noexcept { return *slots_.at(place); }
-
-  /// A free place, for an item that is put there with fill().
-  std::size_t find_place() {
-    if (free_.empty()) {
-      slots_.grow_to(made_ + 1);
-      std::construct_at(slots_.at(made_));
-      free_.push_back(made_++);
-    }
-    return free_.back();
-  }
-  void fill() noexcept {
-    free_.pop_back();
-    ++unresolved_;
-  }
-  void clear(std::size_t place) {
-    slots_.at(place)->item.reset();
-    free_.push_back(place);
-    --unresolved_;
-  }
-
- private:
-  std::size_t size_;
-  GrowingArray<Slot> slots_;
-  std::size_t made_ = 0;
-  std::vector<std::size_t> free_;
-  std::size_t unresolved_ = 0;
-};
 
 template <class Runner, class Items>
 class PulledRun {
  public:
   explicit PulledRun(Runner& runner)
       : runner_(runner),
-        puller_(runner.items()),
-        window_(runner.plan().window > 0 ? runner.plan().window : 2 * runner.workers()) {}
+        admission_(runner, runner.plan().window > 0 ? runner.plan().window : 2 * runner.workers()),
+        window_(admission_.window()) {}
 
   /// Returns whether the input is known to have ended.
   bool run() {
-    // An empty input is complete, also where the run is stopped before it begins.
-    bool any = true;
-    if (!Runner::sized && !runner_.driver().guarded([&] { any = puller_.has_next(); })) return false;
-    if (any && runner_.plan().runs_inline()) run_inline();
-    if (any && !runner_.plan().runs_inline()) run_with_workers();
-    return puller_.exhausted() || (Runner::sized && runner_.admitted() == runner_.size());
+    if (admission_.begin()) {
+      if (runner_.plan().runs_inline()) {
+        run_inline();
+      } else {
+        run_with_workers();
+      }
+    }
+    return admission_.exhausted();
   }
 
  private:
-  bool may_admit() {
-    return !runner_.run().closed() && !(runner_.plan().timeout && runner_.run().stop_if_due(clock().now()));
-  }
-
   void run_inline() {
     Task task = runner_.new_task(0);
     bool initialized = false;
-    while (const auto place = pull()) {
-      const bool may_run = initialized || runner_.initialize_worker();
+    while (const auto place = admission_.pull()) {
+      const bool may_run = initialized || initialize_worker();
       initialized = true;
-      settle(run_slot(*place, task, may_run));
+      admission_.settle(run_slot(*place, task, may_run));
     }
   }
 
@@ -106,45 +51,26 @@ class PulledRun {
     const auto work_as = [this](std::size_t worker) { work(worker); };
     const auto has_work = [this] { return runner_.run().handover().items_waiting(); };
     const auto admit = [this] {
-      const auto place = pull();
+      const auto place = admission_.pull();
       if (!place) return false;
       if (better_run_here()) {
-        settle(run_here(*place));
+        admission_.settle(run_here(*place));
       } else if (!runner_.run().handover().offer(*place)) {
         runner_.driver().call_another();
       }
       return true;
     };
-    const auto settle_it = [this](Resolved& item) { settle(std::move(item)); };
-    const auto finished = [this] { return ended_ && window_.empty(); };
+    const auto settle = [this](Resolved& item) { admission_.settle(std::move(item)); };
+    const auto finished = [this] { return admission_.finished(); };
     runner_.driver().with_workers(runner_.workers(), 0, work_as, has_work,
-                                  [&] { runner_.driver().drive(admit, settle_it, finished, false); });
+                                  [&] { runner_.driver().drive(admit, settle, finished, false); });
   }
 
-  /// Reads one item into the window, if there is room for it. Nothing if there is none to be had now.
-  std::optional<std::size_t> pull() {
-    if (ended_ || window_.full() || !may_admit()) return std::nullopt;
-    std::size_t place = 0;
-    const bool read = runner_.driver().guarded([&] {
-      ended_ = !puller_.has_next();
-      if (ended_) return;
-      place = window_.find_place();
-      puller_.take(window_[place].item);
-      window_.fill();
-      window_[place].index = runner_.next_index();
-    });
-    ended_ = ended_ || !read;
-    if (ended_) return std::nullopt;
-    if (runner_.admit(window_[place].index, window_[place].item)) return place;
-    ended_ = true;
-    settle({.index = 0, .slot = place, .error = nullptr, .ran = false});
-    return std::nullopt;
-  }
-
-  void settle(Resolved item) {
-    item.index = window_[item.slot].index;
-    window_.clear(item.slot);
-    runner_.settle(item);
+  /// False if it threw: the run is over.
+  bool initialize_worker() {
+    auto exception = runner_.initialize_worker();
+    if (exception) runner_.run().fail_call(exception);
+    return !exception;
   }
 
   /// Handing over an item costs a microsecond or more. While items take less, the driver, which has to
@@ -178,7 +104,7 @@ class PulledRun {
     bool initialized = false;
     while (runner_.run().handover().exchange(outcomes, mine, pace.most())) {
       busy_workers_.fetch_add(1, std::memory_order_relaxed);
-      const bool may_run = initialized || runner_.initialize_worker();
+      const bool may_run = initialized || initialize_worker();
       initialized = true;
       pace.begin();
       std::size_t done = 0;
@@ -198,11 +124,14 @@ class PulledRun {
 
   Resolved run_slot(std::size_t place, Task& task, bool may_run) {
     auto& slot = window_[place];
-    Resolved resolved{.index = slot.index, .slot = place, .error = nullptr, .ran = false};
+    Resolved resolved{
+        .index = slot.index, .slot = place, .error = nullptr, .ran = false, .receipt = {}, .interrupted = false};
     if (may_run && !runner_.run().closed()) {
       auto& item = slot.item.get();
       resolved = runner_.through([&]<Through what>(std::integral_constant<Through, what>) {
-        return runner_.template run_through<what>(task, slot.index, item);
+        Resolved outcome = runner_.template run_through<what>(task, slot.index, item, runner_.place(slot.index));
+        runner_.template record<what>(outcome);
+        return outcome;
       });
       resolved.slot = place;
     }
@@ -211,9 +140,8 @@ class PulledRun {
   }
 
   Runner& runner_;
-  Puller<Items> puller_;
-  Window<Items> window_;
-  bool ended_ = false;                           // nothing more is to be pulled
+  Admission<Runner, Items> admission_;
+  Window<Items>& window_;
   std::atomic<double> nanoseconds_per_item_{0};  // as last seen; 0 if never
   std::atomic<std::size_t> busy_workers_{0};
   std::size_t run_here_ = 0;  // items that the driver ran

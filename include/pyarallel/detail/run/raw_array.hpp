@@ -14,12 +14,27 @@
 #include <type_traits>
 #include <utility>
 
+#include "pyarallel/detail/process/shared_memory.hpp"
+
 namespace pyarallel::detail {
 
 enum class Fill { none, zero };
 
+/// own: of this process. shared: with the workers that it forks later, zeroed.
+enum class Memory { own, shared };
+
 struct FreeMemory {
-  void operator()(void* memory) const noexcept { std::free(memory); }
+  std::size_t mapped = 0;  // bytes; 0: it came from malloc
+
+  void operator()(void* memory) const noexcept {
+#if PYARALLEL_HAS_FORK
+    if (mapped > 0) {
+      ::munmap(memory, mapped);
+      return;
+    }
+#endif
+    std::free(memory);
+  }
 };
 
 /// Owns memory for objects, not the objects.
@@ -41,15 +56,29 @@ RawArray<T> allocate_raw(std::size_t count, Fill fill) {
   return RawArray<T>{static_cast<T*>(memory)};
 }
 
+/// The same, shared with the workers that are forked later. std::system_error if there is no such memory.
+template <class T>
+RawArray<T> allocate_shared([[maybe_unused]] std::size_t count) {
+#if PYARALLEL_HAS_FORK
+  if (count > std::numeric_limits<std::size_t>::max() / 2 / sizeof(T)) throw std::bad_array_new_length();
+  SharedMemory memory{count * sizeof(T)};
+  const std::size_t size = memory.size();
+  return RawArray<T>{reinterpret_cast<T*>(memory.release()), FreeMemory{size}};
+#else
+  throw std::bad_alloc();
+#endif
+}
+
 /// Raw places 0, 1, 2, ... whose addresses never change while it grows. One thread grows it; others
 /// may use the places that they were told of since.
 template <class T, Fill fill = Fill::none>
 class GrowingArray {
  public:
   /// With the size known there is one block, and nothing ever moves.
-  explicit GrowingArray(std::size_t known_size = 0) : first_size_(std::max<std::size_t>(known_size, 64)) {
+  explicit GrowingArray(std::size_t known_size = 0, Memory memory = Memory::own)
+      : first_size_(std::max<std::size_t>(known_size, 64)) {
     if (known_size > 0) {
-      first_ = allocate_raw<T>(known_size, fill);
+      first_ = memory == Memory::shared ? allocate_shared<T>(known_size) : allocate_raw<T>(known_size, fill);
       capacity_ = known_size;
     }
   }

@@ -1,0 +1,133 @@
+// The driver's side of input that is pulled: it reads items one by one, at most a window ahead of what is
+// resolved.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "pyarallel/detail/clock.hpp"
+#include "pyarallel/detail/run/raw_array.hpp"
+#include "pyarallel/detail/run/source.hpp"
+#include "pyarallel/detail/run/workplace.hpp"
+
+namespace pyarallel::detail {
+
+/// As many slots as were needed at once so far. They never move, for workers use them while the driver
+/// adds more.
+template <class Items>
+class Window {
+ public:
+  struct Slot {
+    std::size_t index = 0;
+    Kept<Items> item;
+  };
+
+  explicit Window(std::size_t size) : size_(size) {}
+  Window(const Window&) = delete;
+  Window& operator=(const Window&) = delete;
+  ~Window() {
+    while (made_ > 0) std::destroy_at(slots_.at(--made_));
+  }
+
+  std::size_t size() const noexcept { return size_; }
+  bool full() const noexcept { return unresolved_ == size_; }
+  bool empty() const noexcept { return unresolved_ == 0; }
+  Slot& operator[](std::size_t place) const noexcept { return *slots_.at(place); }
+
+  /// A free place, for an item that is put there with fill().
+  std::size_t find_place() {
+    if (free_.empty()) {
+      slots_.grow_to(made_ + 1);
+      std::construct_at(slots_.at(made_));
+      free_.push_back(made_++);
+    }
+    return free_.back();
+  }
+  void fill() noexcept {
+    free_.pop_back();
+    ++unresolved_;
+  }
+  void clear(std::size_t place) {
+    slots_.at(place)->item.reset();
+    free_.push_back(place);
+    --unresolved_;
+  }
+
+ private:
+  std::size_t size_;
+  GrowingArray<Slot> slots_;
+  std::size_t made_ = 0;
+  std::vector<std::size_t> free_;
+  std::size_t unresolved_ = 0;
+};
+
+template <class Runner, class Items>
+class Admission {
+ public:
+  Admission(Runner& runner, std::size_t window) : runner_(runner), puller_(runner.items()), window_(window) {}
+
+  Window<Items>& window() noexcept { return window_; }
+
+  /// False if there is nothing to do. An empty input is complete, also where the run is stopped before it begins.
+  bool begin() {
+    if (Runner::sized) return true;
+    bool any = true;
+    ended_ = !runner_.driver().guarded([&] { any = puller_.has_next(); });
+    return any && !ended_;
+  }
+
+  /// Reads one item into the window, if there is room for it. Nothing if there is none to be had now.
+  std::optional<std::size_t> pull() {
+    if (ended_ || window_.full() || !may_admit()) return std::nullopt;
+    std::size_t place = 0;
+    const bool read = runner_.driver().guarded([&] {
+      ended_ = !puller_.has_next();
+      if (ended_) return;
+      place = window_.find_place();
+      puller_.take(window_[place].item);
+      window_.fill();
+      window_[place].index = runner_.next_index();
+    });
+    ended_ = ended_ || !read;
+    if (ended_) return std::nullopt;
+    if (runner_.admit(window_[place].index, window_[place].item)) return place;
+    reject(place);
+    return std::nullopt;
+  }
+
+  /// The item in this place cannot run, and so the call fails: nothing more is admitted.
+  void reject(std::size_t place) {
+    ended_ = true;
+    settle({.index = 0, .slot = place, .error = nullptr, .ran = false, .receipt = {}, .interrupted = false});
+  }
+
+  void settle(Resolved item) {
+    item.index = window_[item.slot].index;
+    window_.clear(item.slot);
+    runner_.settle(item);
+  }
+
+  /// Nothing more is to be pulled.
+  bool ended() const noexcept { return ended_; }
+  /// And everything is resolved.
+  bool finished() const noexcept { return ended_ && window_.empty(); }
+  /// The input is known to have no more items.
+  bool exhausted() const noexcept {
+    return puller_.exhausted() || (Runner::sized && runner_.admitted() == runner_.size());
+  }
+
+ private:
+  bool may_admit() {
+    return !runner_.run().closed() && !(runner_.plan().timeout && runner_.run().stop_if_due(clock().now()));
+  }
+
+  Runner& runner_;
+  Puller<Items> puller_;
+  Window<Items> window_;
+  bool ended_ = false;
+};
+
+}  // namespace pyarallel::detail

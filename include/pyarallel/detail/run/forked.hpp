@@ -1,0 +1,290 @@
+// A map on forked workers: the typed half. (process/crew.hpp is the parent's other half, process/worker.hpp
+// the worker's.) Input that can be found by index is inherited; other input is read by the driver, and sent.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <ranges>
+#include <span>
+#include <stdexcept>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "pyarallel/codec.hpp"
+#include "pyarallel/detail/process/crew.hpp"
+#include "pyarallel/detail/process/forked_work.hpp"
+#include "pyarallel/detail/process/worker.hpp"
+#include "pyarallel/detail/run/admission.hpp"
+#include "pyarallel/detail/run/item_runner.hpp"
+#include "pyarallel/detail/run/source.hpp"
+
+namespace pyarallel::detail {
+
+template <class R, class Items, class Invoke>
+class ForkedRun final : private ForkedWork {
+ public:
+  using Runner = ItemRunner<R, Items, Invoke>;
+  using Options = typename Runner::Options;
+
+  ForkedRun(Items& items, Invoke& invoke, const Options& options, const Plan& plan)
+      : job_(job_for(items, plan)),
+        sizes_(sizes_for(job_, plan)),
+        crew_(plan, job_, sizes_),
+        runner_(items, invoke, options, plan,
+                {.memory = in_place ? Memory::shared : Memory::own,
+                 .receipts = job_.one_by_one || (plan.chunk > 0 && plan.chunk <= few),
+                 .state = &crew_.run_state(),
+                 .workplace = &crew_}) {
+    if constexpr (by_index) first_.emplace(std::ranges::begin(items));
+  }
+
+  MapResult<R> run() {
+    const bool known_end = job_.claims ? run_shared_out() : run_admitted();
+    return runner_.finish(known_end);
+  }
+
+ private:
+  using Item = item_t<Items>;
+  static constexpr bool by_index = IndexedInput<Items>;
+  // Workers make such values where the result will have them.
+  static constexpr bool in_place = by_index && std::is_trivially_copyable_v<R>;
+  // Chunks so small that one receipt for each of their items takes less than one for each of them.
+  static constexpr std::size_t few = 8;
+
+  // Where the items are, if they can be found by index.
+  using First = std::conditional_t<by_index, std::optional<std::ranges::iterator_t<Items>>, std::monostate>;
+
+  // One value on its way from fn to the parent.
+  class Value {
+   public:
+    Value() = default;
+    Value(const Value&) = delete;
+    Value& operator=(const Value&) = delete;
+    R* place() noexcept { return reinterpret_cast<R*>(storage_); }
+
+   private:
+    alignas(R) std::byte storage_[sizeof(R)];
+  };
+
+  static ForkedJob job_for(Items& items, const Plan& plan) {
+    ForkedJob job;
+    job.size = known_size(items);
+    job.claims = by_index && !plan.keyed;  // keys are made by the driver, item by item
+    job.sends_items = !by_index;
+    job.one_by_one = !job.claims || plan.measured();
+    if (job.one_by_one) job.watchers = static_cast<int>(cpus_of_affinity()) - 1;  // one is for the driver
+    if (!by_index && !Serializable<Item>) {
+      throw std::invalid_argument(
+          "executor: Executor::process sends the items of an input that is not random access to its workers, and "
+          "there is no Codec for their type; specialise pyarallel::Codec for it, or put the items into a std::vector");
+    }
+    return job;
+  }
+
+  static SharedRun::Sizes sizes_for(const ForkedJob& job, const Plan& plan) {
+    constexpr std::size_t most_window = std::size_t{1} << 16;
+    constexpr std::size_t memory_for_items = std::size_t{1} << 22;
+    SharedRun::Sizes sizes;
+    sizes.workers = std::min(Runner::worker_count(plan, job.size), WorkQueue::most_owners);
+    if (job.claims) {
+      sizes.entries = 4 * sizes.workers + 16;  // for what dead workers leave
+      return sizes;
+    }
+    std::size_t window = plan.window > 0 ? plan.window : 2 * sizes.workers;
+    if (Runner::sized) window = std::min(window, job.size);
+    sizes.entries = std::clamp<std::size_t>(window, 1, most_window);
+    sizes.sends_items = job.sends_items;
+    if (job.sends_items) {
+      sizes.inline_item = std::clamp<std::size_t>(memory_for_items / sizes.entries, 256, std::size_t{1} << 16);
+    }
+    return sizes;
+  }
+
+  // The driver -----------------------------------------------------------------------------------------
+
+  bool run_shared_out() {
+    Driver& driver = runner_.driver();
+    runner_.all_admitted();
+    const auto nothing_to_admit = [] { return false; };
+    const auto settle = [this](Resolved& item) {
+      record(item);
+      runner_.settle(item);
+    };
+    const auto finished = [this] { return crew_.nobody_inside() && !crew_.has_work(); };
+    driver.guarded([&] {
+      crew_.start(runner_.run(), *this, false);
+      do {
+        driver.drive(nothing_to_admit, settle, finished, true);
+      } while (find_lost());
+    });
+    crew_.end(driver.call_failed());
+    for (const Range& range : runner_.unrecorded()) runner_.run().add_unrun(range);
+    return true;
+  }
+
+  /// Items that nobody had when somebody died are handed out again. False if there are none.
+  bool find_lost() {
+    if (!crew_.anybody_died() || runner_.run().closed()) return false;
+    const std::vector<Range> lost = runner_.unrecorded();
+    for (const Range& range : lost) crew_.hand_out_again(range);
+    return !lost.empty();
+  }
+
+  bool run_admitted() {
+    Driver& driver = runner_.driver();
+    Admission<Runner, Items> admission{runner_, sizes_.entries};
+    admission_ = &admission;
+    if (admission.begin()) {
+      const auto admit = [&] {
+        const auto place = admission.pull();
+        if (place) offer(*place);
+        if (admission.ended()) crew_.all_offered();
+        return place.has_value();
+      };
+      const auto settle = [&](Resolved& item) {
+        record(item);
+        admission.settle(std::move(item));
+      };
+      const auto finished = [&] { return admission.finished(); };
+      driver.guarded([&] {
+        crew_.start(runner_.run(), *this, true);
+        driver.drive(admit, settle, finished, false);
+      });
+    }
+    crew_.end(driver.call_failed());
+    return admission.exhausted();
+  }
+
+  void offer(std::size_t place) {
+    auto& slot = admission_->window()[place];
+    const bool offered = runner_.driver().guarded([&] {
+      bytes_.clear();
+      if constexpr (!by_index && Serializable<Item>) Codec<Item>::encode(slot.item.get(), bytes_);
+      crew_.offer(place, slot.index, bytes_);
+    });
+    if (!offered) admission_->reject(place);
+  }
+
+  void record(const Resolved& item) {
+    if (job_.one_by_one) {
+      runner_.template record<Through::attempts>(item);
+    } else {
+      runner_.template record<Through::nothing>(item);
+    }
+  }
+
+  void keep_value(std::size_t index, std::span<const std::byte> bytes) override {
+    ::new (static_cast<void*>(runner_.place(index))) R(Codec<R>::decode(bytes));
+  }
+
+  void keep_block(const Block& block) override { runner_.record(block); }
+
+  // A worker -------------------------------------------------------------------------------------------
+
+  std::exception_ptr initialize() override { return runner_.initialize_worker(); }
+
+  Task new_task(std::size_t worker) override { return runner_.new_task(worker); }
+
+  std::size_t run_block(Range block, Task& task, Worker& worker) override {
+    return runner_.through(
+        [&]<Through what>(std::integral_constant<Through, what>) { return run_block<what>(block, task, worker); });
+  }
+
+  template <Through what>
+  std::size_t run_block(Range block, const Task& given_task, Worker& worker) {
+    // Copies: the compiler keeps them in registers, or drops what fn does not look at.
+    Task task = given_task;
+    std::atomic<std::uint64_t>& current = worker.current_item();
+    const First first = first_;
+    R* const values = in_place ? runner_.place(0) : value_.place();
+    for (std::size_t index = block.first; index < block.last; ++index) {
+      current.store(index, std::memory_order_release);  // it begins, and those before it are done
+      if (what == Through::stop_checks && runner_.run().closed()) return index;
+      const bool read = with_item(first, index, {}, worker, [&](auto& item) {
+        R* const place = in_place ? values + index : values;
+        std::exception_ptr error = runner_.call_once(task, index, item, place);
+        if (!in_place || error) send(outcome(index, std::move(error)), place, worker);
+      });
+      if (!read) return index;
+    }
+    return block.last;
+  }
+
+  void run_one(std::size_t index, std::span<const std::byte> bytes, Outcome so_far, Task& task,
+               Worker& worker) override {
+    with_item(first_, index, bytes, worker, [&](auto& item) {
+      R* const place = in_place ? runner_.place(index) : value_.place();
+      send(runner_.template run_through<Through::attempts>(task, index, item, place, std::move(so_far)), place, worker);
+    });
+  }
+
+  /// `use` of the item, wherever it is; it does not throw. False if the item could not be read.
+  template <class Use>
+  bool with_item([[maybe_unused]] const First& first, std::size_t index,
+                 [[maybe_unused]] std::span<const std::byte> bytes, Worker& worker, Use use) {
+    try {
+      if constexpr (by_index) {
+        const auto offset = static_cast<std::iter_difference_t<std::ranges::iterator_t<Items>>>(index);
+        if constexpr (stays_put<Items>) {
+          use((*first)[offset]);
+        } else {
+          const Item item((*first)[offset]);
+          use(item);
+        }
+      } else if constexpr (Serializable<Item>) {
+        Item item = Codec<Item>::decode(bytes);
+        use(static_cast<item_arg_t<Items>>(item));
+      }
+      return true;
+    } catch (...) {
+      if (by_index) {
+        worker.fail_call(std::current_exception());  // the source threw
+      } else {
+        worker.send(outcome(index, std::current_exception()), {});
+      }
+      return false;
+    }
+  }
+
+  static Resolved outcome(std::size_t index, std::exception_ptr error) {
+    return {.index = index,
+            .slot = 0,
+            .error = std::move(error),
+            .ran = true,
+            .receipt = {.duration = {}, .attempts = 1},
+            .interrupted = false};
+  }
+
+  /// Sends an outcome, and ends the life of the value here.
+  void send(Resolved resolved, R* value, Worker& worker) {
+    bytes_.clear();
+    if (!in_place && resolved.ran && !resolved.error) {
+      try {
+        Codec<R>::encode(*value, bytes_);
+      } catch (...) {
+        resolved.error = std::current_exception();
+      }
+      std::destroy_at(value);
+    }
+    worker.send(resolved, resolved.error ? std::span<const std::byte>{} : std::span<const std::byte>{bytes_});
+  }
+
+  const ForkedJob job_;
+  const SharedRun::Sizes sizes_;
+  Crew crew_;
+  Runner runner_;
+  First first_;
+  Admission<Runner, Items>* admission_ = nullptr;
+  Value value_;  // in a worker
+  Bytes bytes_;
+};
+
+}  // namespace pyarallel::detail
