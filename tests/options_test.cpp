@@ -1,4 +1,7 @@
 // Options said once and reused, and executors chosen at run time.
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -265,23 +268,12 @@ TEST_CASE("C10 an executor chosen at run time may be sequential") {
   CHECK(parallel_map(itself, numbers(10), {.workers = 2, .executor = runtime(Executor::thread)}).ok());
 }
 
-TEST_CASE("C6 processes are refused at the call in this version") {
-  std::atomic<int> calls{0};
-  const auto fn = [&](int item) {
-    ++calls;
-    return item;
-  };
-  const auto message = [&](auto&&... options) -> std::string {
-    try {
-      parallel_map(fn, numbers(3), std::forward<decltype(options)>(options)...);
-    } catch (const std::invalid_argument& e) {
-      return e.what();
-    }
-    return "nothing";
-  };
-  const std::string expected = "executor: Executor::process is not in this version of pyarallel; use Executor::thread";
-  CHECK(message(IntOptions{.executor = runtime(Executor::process)}) == expected);
-  CHECK(message(Options{.executor = Executor::process}) == expected);
-  CHECK(message(Options{.executor = Executor::process}, IntOptions{.executor = Executor::thread}) == "nothing");
-  CHECK(calls == 3);
+TEST_CASE("C10 an executor chosen at run time may be processes") {
+  const auto worker = [](int) { return getpid(); };
+  const pyarallel::MapOptions<int, pid_t> options{.workers = 2, .executor = runtime(Executor::process)};
+  const auto in_workers = [&](const auto& result) { return std::ranges::count(result.values(), getpid()) == 0; };
+  CHECK(in_workers(parallel_map(worker, numbers(10), options)));
+  CHECK(in_workers(parallel_map(worker, numbers(10), Options{.workers = 2, .executor = Executor::process})));
+  CHECK_FALSE(in_workers(parallel_map(worker, numbers(10), Options{.executor = Executor::process},
+                                      pyarallel::MapOptions<int, pid_t>{.executor = Executor::thread})));
 }

@@ -61,14 +61,14 @@ struct Ending {
 /// Writes what the standard streams hold, so that a fork does not double it. What another thread is
 /// busy with is left alone: its lock may be held for ever, as by a read from a terminal.
 inline void flush_standard_streams() {
-  for (std::FILE* stream : {stdout, stderr}) {
-    if (::ftrylockfile(stream) != 0) continue;
-    std::fflush(stream);
-    ::funlockfile(stream);
-  }
-  std::cout.flush();
-  std::cerr.flush();
-  std::clog.flush();
+  const auto flush = [](std::FILE* file, auto&... streams) {
+    if (::ftrylockfile(file) != 0) return;
+    (streams.rdbuf()->pubsync(), ...);  // not flush(), which flushes a tied stream first
+    std::fflush(file);
+    ::funlockfile(file);
+  };
+  flush(stdout, std::cout);
+  flush(stderr, std::cerr, std::clog);
 }
 
 class Child {

@@ -40,18 +40,17 @@ class Crew final : public Workplace {
  public:
   /// std::system_error if there is no memory or no descriptor for it.
   Crew(const Plan& plan, const ForkedJob& job, const SharedRun::Sizes& sizes)
-      : plan_(plan),
-        job_(job),
-        shared_(sizes),
-        queue_(shared_.queue()),
-        entries_(sizes.entries),
-        peers_(sizes.workers) {
+      : plan_(plan), job_(job), shared_(sizes), queue_(shared_.queue()), peers_(sizes.workers) {
     for (std::size_t worker = 0; worker < peers_.size(); ++worker) {
       peers_[worker].frames = FrameReader{shared_.outbox(worker)};
       peers_[worker].inbox = shared_.inbox(worker);
     }
     if (job_.claims) {
-      for (std::size_t entry = sizes.entries; entry > 0; --entry) free_entries_.push_back(entry - 1);
+      for (std::size_t entry = 0; entry < sizes.entries; ++entry) {
+        queue_.make(entry);
+        free_entries_.push_back(entry);
+      }
+      entries_ = sizes.entries;
     }
     // Not to be made for the first time while a fork copies it half made.
     ThreadPool::instance();
@@ -73,6 +72,8 @@ class Crew final : public Workplace {
 
   /// Hands an admitted item to the workers. `bytes`: encoded, where items are sent.
   void offer(std::size_t entry, std::size_t index, std::span<const std::byte> bytes) {
+    // A window may be much larger than what is ever used of it.
+    if (entry >= entries_) queue_.make(entries_++);
     WorkEntry& work = queue_[entry];
     work.range = {index, index + 1};
     work.attempts = 0;
@@ -111,10 +112,10 @@ class Crew final : public Workplace {
       bury_dead(outcomes);
       const TimePoint now = clock().now();
       TimePoint next = due;
-      next = std::min(next, end_running(now));
-      next = std::min(next, kill_late(now));
       next = std::min(next, hand_out_delayed(now));
       if (!run_->closed()) replace();
+      next = std::min(next, end_running(now));
+      next = std::min(next, kill_late(now));  // those forked just now included
       if (!outcomes.empty() || woken_.exchange(false) || run_->closed() != seen_closed_) break;
       if (live_ == 0 && (run_->closed() || !has_work())) break;
       if (clock().now() >= due) break;
@@ -261,7 +262,7 @@ class Crew final : public Workplace {
   void hear(std::size_t worker, std::vector<Resolved>& outcomes) {
     Peer& peer = peers_[worker];
     if (!peer.child.exists() && !peer.frames.any()) return;
-    if (job_.sends_items) feed(worker);
+    feed(worker);
     while (const auto frame = peer.frames.next()) {
       early_deaths_ = 0;
       hear(peer, *frame, outcomes);
@@ -337,11 +338,15 @@ class Crew final : public Workplace {
     }
   }
 
+  bool wants_bytes(std::size_t worker) const noexcept {
+    return job_.sends_items && shared_.status(worker).wants_bytes.load(std::memory_order_seq_cst) != 0;
+  }
+
   /// Puts more of a large item into the inbox of a worker that waits for it.
   void feed(std::size_t worker) {
     Peer& peer = peers_[worker];
     WorkerStatus& status = shared_.status(worker);
-    if (status.wants_bytes.load(std::memory_order_seq_cst) == 0) return;
+    if (!wants_bytes(worker)) return;
     const auto entry = static_cast<std::size_t>(status.entry.load(std::memory_order_acquire)) - 1;
     const auto item = large_items_.find(entry);
     if (item == large_items_.end()) return;
@@ -352,10 +357,11 @@ class Crew final : public Workplace {
     const auto bytes = std::span<const std::byte>{item->second}.subspan(peer.fed);
     const auto part = bytes.first(std::min(bytes.size(), peer.inbox.room()));
     if (part.empty()) return;
+    peer.fed += part.size();
+    // Before it can read them, for then it may want those of the next item at once.
+    if (part.size() == bytes.size()) status.wants_bytes.store(0, std::memory_order_seq_cst);
     peer.inbox.put(part);
     peer.inbox.publish();
-    peer.fed += part.size();
-    if (part.size() == bytes.size()) status.wants_bytes.store(0, std::memory_order_seq_cst);
   }
 
   // Deaths -------------------------------------------------------------------------------------------
@@ -465,12 +471,14 @@ class Crew final : public Workplace {
       const auto took = now - time_of(status.attempt_start);
       const auto error =
           condemned ? std::make_exception_ptr(TaskTimeout("task_timeout of " + text_of(*plan_.task_timeout) +
-                                                          " exceeded: its worker was killed after " + text_of(took)))
+                                                          " exceeded: its worker was killed after " +
+                                                          text_of(std::chrono::round<std::chrono::milliseconds>(took))))
                     : std::make_exception_ptr(WorkerCrashed(ending.signal, ending.exit_code));
       Verdict verdict = judge(plan_, error, attempts);
       item.error = std::move(verdict.error);
       if (verdict.again && !run_->closed()) {
         retried_[index] = {item.error, attempts, first_start};
+        if (entry != 0) queue_.retire(static_cast<std::size_t>(entry) - 1);  // nobody's until then
         delayed_.push_back({add_saturating(now, verdict.delay), index, entry});
         return;
       }
@@ -495,9 +503,7 @@ class Crew final : public Workplace {
     peer.last_block = nothing;
     peer.last_resolved = nothing;
     peer.killed_at_end = false;
-    WorkerStatus& status = shared_.status(worker);
-    std::destroy_at(&status);
-    std::construct_at(&status);
+    shared_.status(worker).reset();
   }
 
   static TimePoint time_of(const std::atomic<std::int64_t>& since_epoch) noexcept {
@@ -582,8 +588,12 @@ class Crew final : public Workplace {
   /// After a timeout or a stop: kills what runs. Returns when to look again.
   TimePoint end_running(TimePoint now) {
     if (!run_->stopped()) return TimePoint::max();
+    // Also where the run had ended before, and what runs was waited for.
     const StopReason reason = run_->stop_reason();
-    if (reason != StopReason::timed_out && reason != StopReason::cancelled) return TimePoint::max();
+    if (reason != StopReason::timed_out && reason != StopReason::cancelled && !plan_.stop.stop_requested() &&
+        now < run_->deadline()) {
+      return run_->deadline();
+    }
     if (!killing_since_) {
       killing_since_ = now;
       detail::wake(shared_.run_state().phase);
@@ -658,8 +668,11 @@ class Crew final : public Workplace {
   }
 
   bool something_to_hear() const noexcept {
-    return std::ranges::any_of(peers_, [](const Peer& peer) { return peer.frames.any(); }) ||
-           woken_.load(std::memory_order_relaxed);
+    if (woken_.load(std::memory_order_relaxed)) return true;
+    for (std::size_t worker = 0; worker < peers_.size(); ++worker) {
+      if (peers_[worker].frames.any() || wants_bytes(worker)) return true;
+    }
+    return false;
   }
 
   static int milliseconds_until(TimePoint due) noexcept {
@@ -672,7 +685,7 @@ class Crew final : public Workplace {
   const ForkedJob& job_;
   SharedRun shared_;
   WorkQueue& queue_;
-  const std::size_t entries_;
+  std::size_t entries_ = 0;  // of the queue that were ever used
   Bell bell_;
   std::vector<Peer> peers_;
   std::size_t live_ = 0;

@@ -67,6 +67,16 @@ struct alignas(64) WorkerStatus {
   std::atomic<Waits> waits{Waits::no};
   Word wants_bytes{0};  // of the item that its entry promises
   alignas(64) std::atomic<std::uint64_t> rest{0};
+
+  /// For the next process. Others may look at `rest` meanwhile, which is empty.
+  void reset() noexcept {
+    stage.store(Stage::starting, std::memory_order_relaxed);
+    for (auto* word : {&attempt, &block, &current, &entry}) word->store(0, std::memory_order_relaxed);
+    attempts.store(0, std::memory_order_relaxed);
+    items.store(0, std::memory_order_relaxed);
+    waits.store(Waits::no, std::memory_order_relaxed);
+    wants_bytes.store(0, std::memory_order_relaxed);
+  }
 };
 
 inline AttemptState state_of(std::uint64_t attempt) noexcept { return static_cast<AttemptState>(attempt & 3); }
@@ -125,7 +135,6 @@ class SharedRun {
     ring_states_ = make<ByteRingState>(ring_states_at, 2 * workers_);
     outboxes_ = {memory_.data() + outboxes_at, workers_ * outbox};
     inboxes_ = {memory_.data() + inboxes_at, workers_ * inbox};
-    for (std::size_t entry = 0; entry < sizes.entries; ++entry) make<WorkEntry>(entries_at + entry * stride, 1);
     queue_ = WorkQueue{common_->queue, {make<Word>(tickets_at, tickets), tickets}, memory_.data() + entries_at, stride};
   }
 

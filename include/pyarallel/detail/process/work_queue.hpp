@@ -11,6 +11,7 @@
 #include <climits>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <optional>
 #include <span>
 
@@ -53,6 +54,12 @@ class WorkQueue {
       : state_(&state), tickets_(tickets), entries_(entries), stride_(stride) {}
 
   static std::size_t tickets_for(std::size_t entries) noexcept { return std::bit_ceil(2 * entries + 2); }
+
+  /// Before an entry is used for the first time.
+  void make(std::size_t entry) noexcept {
+    ::new (static_cast<void*>(entries_ + entry * stride_)) WorkEntry;
+    retire(entry);
+  }
 
   WorkEntry& operator[](std::size_t entry) const noexcept {
     return *reinterpret_cast<WorkEntry*>(entries_ + entry * stride_);

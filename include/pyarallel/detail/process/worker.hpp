@@ -94,8 +94,8 @@ class Worker final : private AttemptWatch {
       encode_exception(std::make_exception_ptr(std::bad_alloc()), out_of_memory_);
       WorkerClock worker_clock{shared_.run_state().phase, run_.stop_token(), clock()};
       if (plan.needs_stop_token()) current_clock().store(&worker_clock, std::memory_order_release);
-      if (plan.worker_memory_limit) limit_memory(*plan.worker_memory_limit);
       if (plan.takes_task) tell_tasks_to_stop();
+      if (plan.worker_memory_limit) limit_memory(*plan.worker_memory_limit);
       last = work();
     } catch (...) {
       fail_call(std::current_exception());
@@ -146,6 +146,7 @@ class Worker final : private AttemptWatch {
   Stage work() {
     bool initialized = false;
     while (!run_.closed()) {
+      leave_if_orphaned();
       if (items_left() == 0) return Stage::recycled;
       if (!initialized && something_to_do()) {
         if (const auto exception = work_.initialize()) {
@@ -366,7 +367,7 @@ class Worker final : private AttemptWatch {
   }
 
   void end_attempt() noexcept override {
-    std::uint64_t attempt = status_.attempt.load(std::memory_order_relaxed);
+    std::uint64_t attempt = with_state(status_.attempt.load(std::memory_order_relaxed), AttemptState::running);
     if (status_.attempt.compare_exchange_strong(attempt, with_state(attempt, AttemptState::ended),
                                                 std::memory_order_acq_rel)) {
       return;
@@ -441,10 +442,18 @@ class Worker final : private AttemptWatch {
   }
 
   void tell_parent() noexcept {
+    leave_if_orphaned();
     Word& sleeps = shared_.parent_sleeps();
     if (sleeps.load(std::memory_order_seq_cst) == 0) return;
     sleeps.store(0, std::memory_order_seq_cst);
     bell_.ring();
+  }
+
+  /// Where the kernel does not kill workers with their parent, they look for themselves.
+  void leave_if_orphaned() const noexcept {
+#if !defined(__linux__)
+    if (::getppid() != parent_) ::_exit(EXIT_FAILURE);
+#endif
   }
 
   SharedRun& shared_;
@@ -465,6 +474,7 @@ class Worker final : private AttemptWatch {
   Duration elapsed_before_{};                   // of the item in hand, elsewhere
   std::optional<TimePoint> first_start_;
   const std::exception_ptr still_failed_ = std::make_exception_ptr(0);
+  [[maybe_unused]] const pid_t parent_ = ::getppid();
   Bytes item_;
   Bytes exception_;
   Bytes out_of_memory_;

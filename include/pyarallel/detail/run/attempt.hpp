@@ -53,7 +53,7 @@ inline std::exception_ptr nest_in_predicate_error(const std::exception_ptr& pred
       try {
         std::rethrow_exception(original);
       } catch (...) {
-        std::throw_with_nested(e);  // nests the exception being handled: the original
+        std::throw_with_nested(std::remove_cvref_t<decltype(e)>(e));  // nests the exception being handled
       }
     } catch (...) {
       return std::current_exception();

@@ -88,7 +88,10 @@ class Run {
   }
 
   void stop(StopReason reason) {
-    if (!enter(Phase::stopped, reason)) return;
+    if (!enter(Phase::stopped, reason)) {
+      workplace_.wake();  // workers that were waited for may have to be killed now
+      return;
+    }
     if (watch_ != nullptr) {
       // In a worker there is nobody else to tell, and locks that the parent's threads held at the fork.
       workplace_.wake();
