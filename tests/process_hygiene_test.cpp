@@ -292,8 +292,8 @@ TEST_CASE("P4 workers die with their parent whether they run or are idle and how
     });
     CHECK(child.end() == death.end);
     CHECK(board->idle != board->running);
-    CHECK(is_gone(board->idle));
-    CHECK(is_gone(board->running));
+    CHECK_NOTHROW(wait_until([&] { return is_gone(board->idle); }));
+    CHECK_NOTHROW(wait_until([&] { return is_gone(board->running); }));
   }
 }
 
@@ -317,7 +317,7 @@ TEST_CASE("P4 workers of workers die with the parent of all") {
     parallel_map(inner, source, {.workers = 2, .executor = Executor::process, .batch = Batch{.size = 3}});
   });
   CHECK(child.end() == "killed by signal 9");
-  for (const auto& pid : *leaves) CHECK(is_gone(pid));
+  for (const auto& pid : *leaves) CHECK_NOTHROW(wait_until([&] { return is_gone(pid); }));
 }
 
 // P4: what belongs to the parent stays the parent's ---------------------------------------------------------------
@@ -369,8 +369,8 @@ TEST_CASE("P4 text of the program and of its workers is printed exactly once") {
             map_ints(pulled,
                      [](int i) {
                        std::printf("printf %d\n", i);
-                       std::cout << "cout " << i << "\n";
-                       std::clog << "clog " << i << "\n";
+                       std::cout << "cout " + std::to_string(i) + "\n";
+                       std::clog << "clog " + std::to_string(i) + "\n";  // at once, for it may be unbuffered
                        if (i == 3) std::exit(3);
                        if (i == 5) throw std::runtime_error("thrown");
                      },
@@ -728,6 +728,8 @@ TEST_CASE("P4 programs that fn or a callback starts inherit no descriptor of the
 }
 
 TEST_CASE("P4 a program that has one descriptor left can run and one that has none is told") {
+  // UBSan looks at objects through a pipe; without descriptors it takes them for broken ones.
+  if (!support::may_fork_while_threads_run) return;
   for (const bool pulled : {false, true}) {
     CAPTURE(pulled);
     const auto child = in_child([&](const Parent& parent) {

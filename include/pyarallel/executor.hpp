@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -45,6 +46,13 @@ inline RuntimeExecutor runtime(Executor executor) { return {executor}; }
 
 namespace detail {
 
+struct Plan;
+struct ForkedJob;
+class Crew;
+using MakeCrew = std::unique_ptr<Crew>(const Plan& plan, const ForkedJob& job);
+/// In process/crew.hpp. Named only where a call may fork, so that others need not compile what is behind it.
+std::unique_ptr<Crew> make_forked_crew(const Plan& plan, const ForkedJob& job);
+
 // Not constexpr on purpose: a constant `.executor = Executor::process` that cannot work stops compiling here.
 inline void executor_process_needs_a_Codec_for_the_type_that_the_function_returns() {}
 inline void executor_process_needs_a_system_with_fork() {}
@@ -63,9 +71,12 @@ class ExecutorArg {
       if constexpr (!Serializable<R>) {
         detail::executor_process_needs_a_Codec_for_the_type_that_the_function_returns();
       }
+      if constexpr (PYARALLEL_HAS_FORK) make_crew_ = &detail::make_forked_crew;
     }
   }
-  ExecutorArg(RuntimeExecutor executor) : executor_(executor.value) {}
+  ExecutorArg(RuntimeExecutor executor) : executor_(executor.value) {
+    if constexpr (PYARALLEL_HAS_FORK) make_crew_ = &detail::make_forked_crew;
+  }
 
   /// nullopt: not said. std::invalid_argument for what cannot be done.
   std::optional<Executor> get() const {
@@ -81,9 +92,11 @@ class ExecutorArg {
     }
     return executor_;
   }
+  detail::MakeCrew* make_crew() const noexcept { return make_crew_; }
 
  private:
   std::optional<Executor> executor_;
+  detail::MakeCrew* make_crew_ = nullptr;
 };
 
 }  // namespace pyarallel

@@ -7,6 +7,10 @@
 #include <utility>
 
 #include "pyarallel/detail/invoke.hpp"
+#include "pyarallel/detail/process/shared_memory.hpp"
+#if PYARALLEL_HAS_FORK
+#include "pyarallel/detail/process/crew.hpp"
+#endif
 #include "pyarallel/detail/run/collect.hpp"
 #include "pyarallel/options.hpp"
 #include "pyarallel/result.hpp"

@@ -1,5 +1,4 @@
-// expect: ExecutorArg<.*>::ExecutorArg. is not a constant
-// expr|executor_process_needs_a_Codec_for_the_type_that_the_function_returns
+// expect: ExecutorArg<.*>::ExecutorArg. is not a constant expr|needs_a_Codec_for_the_type_that_the_function_returns
 #include <pyarallel.hpp>
 #include <string>
 #include <string_view>

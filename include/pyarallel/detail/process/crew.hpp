@@ -36,44 +36,42 @@
 
 namespace pyarallel::detail {
 
-class Crew final : public Workplace {
+class ForkedCrew final : public Crew {
  public:
   /// std::system_error if there is no memory or no descriptor for it.
-  Crew(const Plan& plan, const ForkedJob& job, const SharedRun::Sizes& sizes)
-      : plan_(plan), job_(job), shared_(sizes), queue_(shared_.queue()), peers_(sizes.workers) {
+  ForkedCrew(const Plan& plan, const ForkedJob& job)
+      : plan_(plan), job_(job), shared_(job), queue_(shared_.queue()), peers_(job.workers) {
     for (std::size_t worker = 0; worker < peers_.size(); ++worker) {
       peers_[worker].frames = FrameReader{shared_.outbox(worker)};
       peers_[worker].inbox = shared_.inbox(worker);
     }
     if (job_.claims) {
-      for (std::size_t entry = 0; entry < sizes.entries; ++entry) {
+      for (std::size_t entry = 0; entry < job_.entries; ++entry) {
         queue_.make(entry);
         free_entries_.push_back(entry);
       }
-      entries_ = sizes.entries;
+      entries_ = job_.entries;
     }
     // Not to be made for the first time while a fork copies it half made.
     ThreadPool::instance();
     default_workers(Executor::thread);
   }
 
-  Crew(const Crew&) = delete;
-  Crew& operator=(const Crew&) = delete;
+  ForkedCrew(const ForkedCrew&) = delete;
+  ForkedCrew& operator=(const ForkedCrew&) = delete;
 
-  RunState& run_state() const noexcept { return shared_.run_state(); }
+  RunState& run_state() const noexcept override { return shared_.run_state(); }
 
-  /// Workers come as they are needed. `more_to_come`: by offer().
-  void start(Run& run, ForkedWork& work, bool more_to_come) {
+  void start(Run& run, ForkedWork& work, bool more_to_come) override {
     run_ = &run;
     work_ = &work;
     queue_.set_more_to_come(more_to_come);
     replace();
   }
 
-  /// Hands an admitted item to the workers. `bytes`: encoded, where items are sent.
-  void offer(std::size_t entry, std::size_t index, std::span<const std::byte> bytes) {
+  void offer(std::size_t entry, std::size_t index, std::span<const std::byte> bytes) override {
     // A window may be much larger than what is ever used of it.
-    if (entry >= entries_) queue_.make(entries_++);
+    while (entry >= entries_) queue_.make(entries_++);
     WorkEntry& work = queue_[entry];
     work.range = {index, index + 1};
     work.attempts = 0;
@@ -90,16 +88,14 @@ class Crew final : public Workplace {
     replace();
   }
 
-  /// Items that were lost with a worker between two steps of its (see shared_run.hpp).
-  void hand_out_again(Range range) { put_back(range); }
+  void hand_out_again(Range range) override { put_back(range); }
 
-  /// No more calls of offer().
-  void all_offered() noexcept { queue_.set_more_to_come(false); }
+  void all_offered() noexcept override { queue_.set_more_to_come(false); }
 
-  bool has_work() const noexcept {
+  bool has_work() const noexcept override {
     return !backlog_.empty() || !delayed_.empty() || queue_.waiting() > 0 || any_unclaimed();
   }
-  bool anybody_died() const noexcept { return anybody_died_; }
+  bool anybody_died() const noexcept override { return anybody_died_; }
 
   // Workplace ----------------------------------------------------------------------------------------
 
@@ -152,8 +148,7 @@ class Crew final : public Workplace {
     bell_.ring();
   }
 
-  /// After the run: nobody is left when this returns. `outcomes`: of those who were not waited for.
-  void end(bool kill) {
+  void end(bool kill) override {
     queue_.set_more_to_come(false);
     std::vector<Resolved> outcomes;
     while (live_ > 0) {
@@ -173,7 +168,7 @@ class Crew final : public Workplace {
   static constexpr std::uint64_t nothing = ~std::uint64_t{0};
   static constexpr int most_early_deaths = 10;
   static constexpr std::chrono::milliseconds looks_every{10};  // at a process that has no descriptor
-  static constexpr std::chrono::seconds ready_within{10};      // a forked worker
+  static constexpr std::chrono::seconds ready_within{5};       // a forked worker
   static constexpr std::chrono::milliseconds grace{20};        // to report what is waiting for its next attempt
 
   struct Peer {
@@ -483,6 +478,7 @@ class Crew final : public Workplace {
         return;
       }
     }
+    if (item.error) run_->count_failure();  // at once, before another worker takes the next item
     if (!job_.one_by_one) work_->keep_block({index, 1, item.receipt.duration});
     resolve(std::move(item), entry, outcomes);
   }
@@ -682,7 +678,7 @@ class Crew final : public Workplace {
   }
 
   const Plan& plan_;
-  const ForkedJob& job_;
+  const ForkedJob job_;
   SharedRun shared_;
   WorkQueue& queue_;
   std::size_t entries_ = 0;  // of the queue that were ever used
@@ -705,5 +701,9 @@ class Crew final : public Workplace {
   bool seen_closed_ = false;
   std::atomic<bool> woken_{false};
 };
+
+inline std::unique_ptr<Crew> make_forked_crew(const Plan& plan, const ForkedJob& job) {
+  return std::make_unique<ForkedCrew>(plan, job);
+}
 
 }  // namespace pyarallel::detail

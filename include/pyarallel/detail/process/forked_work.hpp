@@ -1,25 +1,48 @@
-// The part of a run on forked workers that knows the types of items and results, as those see it who do not.
+// Where the typed half of a run on forked workers (run/forked.hpp) meets the untyped one (crew.hpp in the
+// parent, worker.hpp in a worker). Only a call that may fork brings the untyped half into the program.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
+#include <memory>
 #include <span>
 
 #include "pyarallel/detail/run/attempt.hpp"
+#include "pyarallel/detail/run/plan.hpp"
 #include "pyarallel/detail/run/range.hpp"
 #include "pyarallel/detail/run/receipt.hpp"
+#include "pyarallel/detail/run/run.hpp"
+#include "pyarallel/detail/run/run_state.hpp"
+#include "pyarallel/detail/run/workplace.hpp"
 
 namespace pyarallel::detail {
 
-class Worker;
-
 /// What a run asks of its workers; the same for all of them.
 struct ForkedJob {
-  std::size_t size = 0;      // of the input, where it is known
-  bool claims = false;       // workers find the items by index, and share them out among themselves
-  bool sends_items = false;  // the driver reads the items, and sends them encoded
-  bool one_by_one = false;   // each item goes through the attempt loop, and its outcome is told at once
-  int watchers = 0;          // how many workers may look out for work before they sleep
+  std::size_t size = 0;         // of the input, where it is known
+  std::size_t workers = 1;      // at most
+  std::size_t entries = 1;      // of the queue through which the parent hands out items
+  std::size_t inline_item = 0;  // bytes of an encoded item that fit behind its entry
+  bool claims = false;          // workers find the items by index, and share them out among themselves
+  bool sends_items = false;     // the driver reads the items, and sends them encoded
+  bool one_by_one = false;      // each item goes through the attempt loop, and its outcome is told at once
+  int watchers = 0;             // how many workers may look out for work before they sleep
+};
+
+/// A worker, as its items see it.
+class WorkerLink {
+ public:
+  /// To be set before each item of a block.
+  virtual std::atomic<std::uint64_t>& current_item() noexcept = 0;
+  /// The outcome of an item. `value`: encoded; empty if the value is in its place or there is none.
+  virtual void send(const Resolved& item, std::span<const std::byte> value) = 0;
+  /// An exception that must leave the call.
+  virtual void fail_call(const std::exception_ptr& exception) = 0;
+
+ protected:
+  ~WorkerLink() = default;
 };
 
 class ForkedWork {
@@ -31,10 +54,10 @@ class ForkedWork {
   virtual Task new_task(std::size_t worker) = 0;
   /// Runs items one after the other: sets worker.current_item() before each, and sends failures, and values
   /// that are not in shared memory. Returns the first that did not run because the run ended, or block.last.
-  virtual std::size_t run_block(Range block, Task& task, Worker& worker) = 0;
+  virtual std::size_t run_block(Range block, Task& task, WorkerLink& worker) = 0;
   /// Runs an item to its final outcome, and sends that. `bytes`: the item, where items are sent.
   virtual void run_one(std::size_t index, std::span<const std::byte> bytes, Outcome so_far, Task& task,
-                       Worker& worker) = 0;
+                       WorkerLink& worker) = 0;
 
   // In the parent ------------------------------------------------------------------------------------
 
@@ -45,6 +68,26 @@ class ForkedWork {
 
  protected:
   ~ForkedWork() = default;
+};
+
+/// The workers of one run, as the calling thread sees them.
+class Crew : public Workplace {
+ public:
+  virtual ~Crew() = default;
+
+  virtual RunState& run_state() const noexcept = 0;
+  /// Workers come as they are needed. `more_to_come`: by offer().
+  virtual void start(Run& run, ForkedWork& work, bool more_to_come) = 0;
+  /// Hands an admitted item to the workers. `bytes`: encoded, where items are sent.
+  virtual void offer(std::size_t entry, std::size_t index, std::span<const std::byte> bytes) = 0;
+  /// No more calls of offer().
+  virtual void all_offered() noexcept = 0;
+  /// Items that were lost with a worker.
+  virtual void hand_out_again(Range range) = 0;
+  virtual bool has_work() const noexcept = 0;
+  virtual bool anybody_died() const noexcept = 0;
+  /// After the run: nobody is left when this returns.
+  virtual void end(bool kill) = 0;
 };
 
 }  // namespace pyarallel::detail

@@ -22,6 +22,7 @@
 #include <span>
 
 #include "pyarallel/detail/process/byte_ring.hpp"
+#include "pyarallel/detail/process/forked_work.hpp"
 #include "pyarallel/detail/process/futex.hpp"
 #include "pyarallel/detail/process/shared_memory.hpp"
 #include "pyarallel/detail/process/work_queue.hpp"
@@ -105,26 +106,19 @@ struct FrameHead {
 
 class SharedRun {
  public:
-  struct Sizes {
-    std::size_t workers = 1;
-    std::size_t entries = 1;      // of the work queue
-    std::size_t inline_item = 0;  // bytes of an encoded item that fit behind its entry
-    bool sends_items = false;
-  };
-
-  explicit SharedRun(const Sizes& sizes) : workers_(sizes.workers) {
-    const std::size_t stride = round_up(sizeof(WorkEntry) + sizes.inline_item);
-    const std::size_t tickets = WorkQueue::tickets_for(sizes.entries);
+  explicit SharedRun(const ForkedJob& job) : workers_(job.workers) {
+    const std::size_t stride = round_up(sizeof(WorkEntry) + job.inline_item);
+    const std::size_t tickets = WorkQueue::tickets_for(job.entries);
     // Enough for some results to be on their way while others are made; touched as far as it is used.
     const std::size_t outbox = std::clamp(std::bit_floor(most_for_outboxes / workers_), least_outbox, most_outbox);
-    const std::size_t inbox = sizes.sends_items ? inbox_size : 0;
+    const std::size_t inbox = job.sends_items ? inbox_size : 0;
 
     std::size_t size = 0;
     const auto place = [&](std::size_t bytes) { return std::exchange(size, size + round_up(bytes)); };
     const std::size_t common_at = place(sizeof(Common));
     const std::size_t statuses_at = place(workers_ * sizeof(WorkerStatus));
     const std::size_t tickets_at = place(tickets * sizeof(Word));
-    const std::size_t entries_at = place(sizes.entries * stride);
+    const std::size_t entries_at = place(job.entries * stride);
     const std::size_t ring_states_at = place(2 * workers_ * sizeof(ByteRingState));
     const std::size_t outboxes_at = place(workers_ * outbox);
     const std::size_t inboxes_at = place(workers_ * inbox);

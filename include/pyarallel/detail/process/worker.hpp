@@ -68,7 +68,7 @@ class WorkerClock final : public Clock {
   Clock& clock_;
 };
 
-class Worker final : private AttemptWatch {
+class Worker final : public WorkerLink, private AttemptWatch {
  public:
   Worker(SharedRun& shared, std::size_t number, const ForkedJob& job, Run& run, ForkedWork& work, const Bell& bell)
       : shared_(shared),
@@ -104,13 +104,11 @@ class Worker final : private AttemptWatch {
     Child::leave(0);
   }
 
-  // For ForkedWork -----------------------------------------------------------------------------------
+  // WorkerLink ---------------------------------------------------------------------------------------
 
-  /// To be set before each item of a block.
-  std::atomic<std::uint64_t>& current_item() noexcept { return status_.current; }
+  std::atomic<std::uint64_t>& current_item() noexcept override { return status_.current; }
 
-  /// The outcome of an item. `value`: encoded; empty if the value is in its place or there is none.
-  void send(const Resolved& item, std::span<const std::byte> value) {
+  void send(const Resolved& item, std::span<const std::byte> value) override {
     FrameHead head{.length = value.size(),
                    .kind = FrameKind::value,
                    .attempts = item.receipt.attempts,
@@ -135,8 +133,7 @@ class Worker final : private AttemptWatch {
     }
   }
 
-  /// An exception that must leave the call.
-  void fail_call(const std::exception_ptr& exception) {
+  void fail_call(const std::exception_ptr& exception) override {
     const auto bytes = encoded(exception);
     send({.length = bytes.size(), .kind = FrameKind::call_failed}, bytes, true);
     run_.stop(StopReason::failed);
@@ -270,12 +267,14 @@ class Worker final : private AttemptWatch {
     status_.current.store(next, std::memory_order_release);
     const auto now = std::chrono::steady_clock::now();
     const std::size_t count = next - block.first;
+    // Rounded up: what ran took some time.
+    const auto items = static_cast<std::int64_t>(std::max<std::size_t>(count, 1));
     if (count > 0 || entry_ != 0) {
       send({.kind = FrameKind::block,
             .index = block.first,
             .count = count,
             .entry = entry_,
-            .nanoseconds = (now - mark_).count() / static_cast<std::int64_t>(std::max<std::size_t>(count, 1))},
+            .nanoseconds = ((now - mark_).count() + items - 1) / items},
            {}, false);
     }
     mark_ = now;
@@ -474,7 +473,9 @@ class Worker final : private AttemptWatch {
   Duration elapsed_before_{};                   // of the item in hand, elsewhere
   std::optional<TimePoint> first_start_;
   const std::exception_ptr still_failed_ = std::make_exception_ptr(0);
-  [[maybe_unused]] const pid_t parent_ = ::getppid();
+#if !defined(__linux__)
+  const pid_t parent_ = ::getppid();
+#endif
   Bytes item_;
   Bytes exception_;
   Bytes out_of_memory_;

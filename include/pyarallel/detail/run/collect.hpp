@@ -4,10 +4,7 @@
 #include <concepts>
 #include <ranges>
 
-#include "pyarallel/detail/process/shared_memory.hpp"
-#if PYARALLEL_HAS_FORK
 #include "pyarallel/detail/run/forked.hpp"
-#endif
 #include "pyarallel/detail/run/indexed.hpp"
 #include "pyarallel/detail/run/item_runner.hpp"
 #include "pyarallel/detail/run/plan.hpp"
@@ -26,11 +23,9 @@ MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>
   const Plan plan = make_plan(options, takes_task);
   if (std::ranges::sized_range<Items> && known_size(items) == 0) return {};
 
-#if PYARALLEL_HAS_FORK
   if constexpr (Serializable<R>) {
     if (plan.forks()) return ForkedRun<R, Items, Invoke>{items, invoke, options, plan}.run();
   }
-#endif
   using Runner = ItemRunner<R, Items, Invoke>;
   Runner runner{items, invoke, options, plan};
   if constexpr (IndexedInput<Items>) {

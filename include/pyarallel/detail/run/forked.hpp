@@ -19,9 +19,8 @@
 #include <vector>
 
 #include "pyarallel/codec.hpp"
-#include "pyarallel/detail/process/crew.hpp"
+#include "pyarallel/detail/parallelism.hpp"
 #include "pyarallel/detail/process/forked_work.hpp"
-#include "pyarallel/detail/process/worker.hpp"
 #include "pyarallel/detail/run/admission.hpp"
 #include "pyarallel/detail/run/item_runner.hpp"
 #include "pyarallel/detail/run/source.hpp"
@@ -36,13 +35,12 @@ class ForkedRun final : private ForkedWork {
 
   ForkedRun(Items& items, Invoke& invoke, const Options& options, const Plan& plan)
       : job_(job_for(items, plan)),
-        sizes_(sizes_for(job_, plan)),
-        crew_(plan, job_, sizes_),
+        crew_(plan.make_crew(plan, job_)),
         runner_(items, invoke, options, plan,
                 {.memory = in_place ? Memory::shared : Memory::own,
                  .receipts = job_.one_by_one || (plan.chunk > 0 && plan.chunk <= few),
-                 .state = &crew_.run_state(),
-                 .workplace = &crew_}) {
+                 .state = &crew_->run_state(),
+                 .workplace = crew_.get()}) {
     if constexpr (by_index) first_.emplace(std::ranges::begin(items));
   }
 
@@ -86,26 +84,21 @@ class ForkedRun final : private ForkedWork {
           "executor: Executor::process sends the items of an input that is not random access to its workers, and "
           "there is no Codec for their type; specialise pyarallel::Codec for it, or put the items into a std::vector");
     }
-    return job;
-  }
-
-  static SharedRun::Sizes sizes_for(const ForkedJob& job, const Plan& plan) {
+    constexpr std::size_t most_workers = 60'000;
     constexpr std::size_t most_window = std::size_t{1} << 16;
     constexpr std::size_t memory_for_items = std::size_t{1} << 22;
-    SharedRun::Sizes sizes;
-    sizes.workers = std::min(Runner::worker_count(plan, job.size), WorkQueue::most_owners);
+    job.workers = std::min(Runner::worker_count(plan, job.size), most_workers);
     if (job.claims) {
-      sizes.entries = 4 * sizes.workers + 16;  // for what dead workers leave
-      return sizes;
+      job.entries = 4 * job.workers + 16;  // for what dead workers leave
+      return job;
     }
-    std::size_t window = plan.window > 0 ? plan.window : 2 * sizes.workers;
+    std::size_t window = plan.window > 0 ? plan.window : 2 * job.workers;
     if (Runner::sized) window = std::min(window, job.size);
-    sizes.entries = std::clamp<std::size_t>(window, 1, most_window);
-    sizes.sends_items = job.sends_items;
+    job.entries = std::clamp<std::size_t>(window, 1, most_window);
     if (job.sends_items) {
-      sizes.inline_item = std::clamp<std::size_t>(memory_for_items / sizes.entries, 256, std::size_t{1} << 16);
+      job.inline_item = std::clamp<std::size_t>(memory_for_items / job.entries, 256, std::size_t{1} << 16);
     }
-    return sizes;
+    return job;
   }
 
   // The driver -----------------------------------------------------------------------------------------
@@ -118,35 +111,35 @@ class ForkedRun final : private ForkedWork {
       record(item);
       runner_.settle(item);
     };
-    const auto finished = [this] { return crew_.nobody_inside() && !crew_.has_work(); };
+    const auto finished = [this] { return crew_->nobody_inside() && !crew_->has_work(); };
     driver.guarded([&] {
-      crew_.start(runner_.run(), *this, false);
+      crew_->start(runner_.run(), *this, false);
       do {
         driver.drive(nothing_to_admit, settle, finished, true);
       } while (find_lost());
     });
-    crew_.end(driver.call_failed());
+    crew_->end(driver.call_failed());
     for (const Range& range : runner_.unrecorded()) runner_.run().add_unrun(range);
     return true;
   }
 
   /// Items that nobody had when somebody died are handed out again. False if there are none.
   bool find_lost() {
-    if (!crew_.anybody_died() || runner_.run().closed()) return false;
+    if (!crew_->anybody_died() || runner_.run().closed()) return false;
     const std::vector<Range> lost = runner_.unrecorded();
-    for (const Range& range : lost) crew_.hand_out_again(range);
+    for (const Range& range : lost) crew_->hand_out_again(range);
     return !lost.empty();
   }
 
   bool run_admitted() {
     Driver& driver = runner_.driver();
-    Admission<Runner, Items> admission{runner_, sizes_.entries};
+    Admission<Runner, Items> admission{runner_, job_.entries};
     admission_ = &admission;
     if (admission.begin()) {
       const auto admit = [&] {
         const auto place = admission.pull();
         if (place) offer(*place);
-        if (admission.ended()) crew_.all_offered();
+        if (admission.ended()) crew_->all_offered();
         return place.has_value();
       };
       const auto settle = [&](Resolved& item) {
@@ -155,11 +148,11 @@ class ForkedRun final : private ForkedWork {
       };
       const auto finished = [&] { return admission.finished(); };
       driver.guarded([&] {
-        crew_.start(runner_.run(), *this, true);
+        crew_->start(runner_.run(), *this, true);
         driver.drive(admit, settle, finished, false);
       });
     }
-    crew_.end(driver.call_failed());
+    crew_->end(driver.call_failed());
     return admission.exhausted();
   }
 
@@ -168,7 +161,7 @@ class ForkedRun final : private ForkedWork {
     const bool offered = runner_.driver().guarded([&] {
       bytes_.clear();
       if constexpr (!by_index && Serializable<Item>) Codec<Item>::encode(slot.item.get(), bytes_);
-      crew_.offer(place, slot.index, bytes_);
+      crew_->offer(place, slot.index, bytes_);
     });
     if (!offered) admission_->reject(place);
   }
@@ -193,13 +186,13 @@ class ForkedRun final : private ForkedWork {
 
   Task new_task(std::size_t worker) override { return runner_.new_task(worker); }
 
-  std::size_t run_block(Range block, Task& task, Worker& worker) override {
+  std::size_t run_block(Range block, Task& task, WorkerLink& worker) override {
     return runner_.through(
         [&]<Through what>(std::integral_constant<Through, what>) { return run_block<what>(block, task, worker); });
   }
 
   template <Through what>
-  std::size_t run_block(Range block, const Task& given_task, Worker& worker) {
+  std::size_t run_block(Range block, const Task& given_task, WorkerLink& worker) {
     // Copies: the compiler keeps them in registers, or drops what fn does not look at.
     Task task = given_task;
     std::atomic<std::uint64_t>& current = worker.current_item();
@@ -219,7 +212,7 @@ class ForkedRun final : private ForkedWork {
   }
 
   void run_one(std::size_t index, std::span<const std::byte> bytes, Outcome so_far, Task& task,
-               Worker& worker) override {
+               WorkerLink& worker) override {
     with_item(first_, index, bytes, worker, [&](auto& item) {
       R* const place = in_place ? runner_.place(index) : value_.place();
       send(runner_.template run_through<Through::attempts>(task, index, item, place, std::move(so_far)), place, worker);
@@ -229,7 +222,7 @@ class ForkedRun final : private ForkedWork {
   /// `use` of the item, wherever it is; it does not throw. False if the item could not be read.
   template <class Use>
   bool with_item([[maybe_unused]] const First& first, std::size_t index,
-                 [[maybe_unused]] std::span<const std::byte> bytes, Worker& worker, Use use) {
+                 [[maybe_unused]] std::span<const std::byte> bytes, WorkerLink& worker, Use use) {
     try {
       if constexpr (by_index) {
         const auto offset = static_cast<std::iter_difference_t<std::ranges::iterator_t<Items>>>(index);
@@ -264,7 +257,7 @@ class ForkedRun final : private ForkedWork {
   }
 
   /// Sends an outcome, and ends the life of the value here.
-  void send(Resolved resolved, R* value, Worker& worker) {
+  void send(Resolved resolved, R* value, WorkerLink& worker) {
     bytes_.clear();
     if (!in_place && resolved.ran && !resolved.error) {
       try {
@@ -278,8 +271,7 @@ class ForkedRun final : private ForkedWork {
   }
 
   const ForkedJob job_;
-  const SharedRun::Sizes sizes_;
-  Crew crew_;
+  const std::unique_ptr<Crew> crew_;
   Runner runner_;
   First first_;
   Admission<Runner, Items>* admission_ = nullptr;

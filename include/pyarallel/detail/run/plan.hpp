@@ -17,6 +17,7 @@ namespace pyarallel::detail {
 
 struct Plan {
   Executor executor = Executor::thread;
+  MakeCrew* make_crew = nullptr;  // where the executor needs one
   std::size_t workers = 1;
   std::optional<Limiter> limiter;
   const Retry* retry = nullptr;
@@ -71,6 +72,7 @@ template <class Options>
 Plan make_plan(const Options& options, bool takes_task) {
   Plan plan;
   plan.executor = options.executor.get().value_or(Executor::thread);
+  plan.make_crew = options.executor.make_crew();
   plan.takes_task = takes_task;
   if (options.workers) require(*options.workers >= 1, "workers must be >= 1, got ", *options.workers);
   plan.workers = options.workers.value_or(0);

@@ -132,7 +132,7 @@ class Run {
   /// Tasks that look at their token are told that the run has stopped.
   void request_stop() { source_.request_stop(); }
 
-  /// One more item failed; the parent hears which and why in another way.
+  /// One more item failed, whose failure is added later, by whoever hears of it (any process).
   void count_failure() noexcept {
     if (state_.failures.fetch_add(1, std::memory_order_relaxed) + 1 >= plan_.max_errors) stop(StopReason::aborted);
   }
