@@ -118,6 +118,34 @@ concept UserCodec =
 template <class T>
 inline constexpr bool is_plain_aggregate = field_count<T>() <= max_fields;
 
+/// A user's Codec has to do with it, or with a part of it.
+template <class T>
+consteval bool has_codec_of_its_own();
+template <class Tuple>
+inline constexpr bool any_codec_of_its_own = false;
+template <template <class...> class Tuple, class... Parts>
+inline constexpr bool any_codec_of_its_own<Tuple<Parts...>> =
+    (has_codec_of_its_own<std::remove_cvref_t<Parts>>() || ...);
+
+// Of types that can be copied as bytes: no containers, nor anything recursive.
+template <class T>
+consteval bool has_codec_of_its_own() {
+  if constexpr (std::is_array_v<T>) {
+    return has_codec_of_its_own<std::remove_all_extents_t<T>>();
+  } else if constexpr (UserCodec<T>) {
+    return true;
+  } else if constexpr (is_std_array<T>) {
+    return has_codec_of_its_own<typename T::value_type>();
+  } else if constexpr (is_specialization<T, std::pair> || is_specialization<T, std::tuple> ||
+                       is_specialization<T, std::variant> || is_specialization<T, std::optional>) {
+    return any_codec_of_its_own<T>;
+  } else if constexpr (std::is_aggregate_v<T> && is_plain_aggregate<T>) {
+    return any_codec_of_its_own<fields_t<T>>;
+  } else {
+    return false;
+  }
+}
+
 template <class T>
 concept PlainBytes = std::is_class_v<T> && std::is_trivially_copyable_v<T> && std::is_copy_constructible_v<T> &&
                      !std::is_aggregate_v<T> && !std::is_empty_v<T> && !Borrowing<T>;

@@ -29,6 +29,7 @@
 #include "pyarallel/detail/process/shared_run.hpp"
 #include "pyarallel/detail/process/worker.hpp"
 #include "pyarallel/detail/run/attempt.hpp"
+#include "pyarallel/detail/run/driver.hpp"
 #include "pyarallel/detail/run/run.hpp"
 #include "pyarallel/detail/run/workplace.hpp"
 #include "pyarallel/detail/spin.hpp"
@@ -62,11 +63,27 @@ class ForkedCrew final : public Crew {
 
   RunState& run_state() const noexcept override { return shared_.run_state(); }
 
-  void start(Run& run, ForkedWork& work, bool more_to_come) override {
+  void run(Run& run, Driver& driver, ForkedWork& work) override {
     run_ = &run;
     work_ = &work;
-    queue_.set_more_to_come(more_to_come);
-    replace();
+    queue_.set_more_to_come(!job_.claims);
+    const auto admit = [&] {
+      if (job_.claims || !queue_.more_to_come()) return false;
+      const bool admitted = work.admit();
+      if (work.all_admitted()) queue_.set_more_to_come(false);
+      return admitted;
+    };
+    const auto settle = [&](Resolved& item) { work.settle(item); };
+    const auto finished = [&] { return job_.claims ? nobody_inside() && !has_work() : work.all_settled(); };
+    driver.guarded([&] {
+      replace();
+      do {
+        driver.drive(admit, settle, finished, job_.claims);
+      } while (find_lost());
+    });
+    end(driver.call_failed());
+    if (!job_.claims) return;
+    for (const Range& range : work.records().gaps(job_.size)) run.add_unrun(range);
   }
 
   void offer(std::size_t entry, std::size_t index, std::span<const std::byte> bytes) override {
@@ -87,15 +104,6 @@ class ForkedCrew final : public Crew {
     queue_.offer(entry);
     replace();
   }
-
-  void hand_out_again(Range range) override { put_back(range); }
-
-  void all_offered() noexcept override { queue_.set_more_to_come(false); }
-
-  bool has_work() const noexcept override {
-    return !backlog_.empty() || !delayed_.empty() || queue_.waiting() > 0 || any_unclaimed();
-  }
-  bool anybody_died() const noexcept override { return anybody_died_; }
 
   // Workplace ----------------------------------------------------------------------------------------
 
@@ -148,21 +156,6 @@ class ForkedCrew final : public Crew {
     bell_.ring();
   }
 
-  void end(bool kill) override {
-    queue_.set_more_to_come(false);
-    std::vector<Resolved> outcomes;
-    while (live_ > 0) {
-      if (kill || run_->closed()) {
-        for (Peer& peer : peers_) {
-          if (peer.child.exists()) peer.child.kill(SIGKILL);
-        }
-      }
-      for (std::size_t worker = 0; worker < peers_.size(); ++worker) hear(worker, outcomes);
-      bury_dead(outcomes);
-      if (live_ > 0) sleep_until(TimePoint::max());
-    }
-  }
-
  private:
   static constexpr std::size_t parent_ = WorkQueue::most_owners;  // as an owner of entries
   static constexpr std::uint64_t nothing = ~std::uint64_t{0};
@@ -201,6 +194,37 @@ class ForkedCrew final : public Crew {
     int attempts = 0;
     TimePoint first_start;
   };
+
+  // The run --------------------------------------------------------------------------------------------
+
+  bool has_work() const noexcept {
+    return !backlog_.empty() || !delayed_.empty() || queue_.waiting() > 0 || any_unclaimed();
+  }
+
+  /// Items that were lost with a worker between two steps of its (see shared_run.hpp) are handed out again.
+  /// False if there are none.
+  bool find_lost() {
+    if (!job_.claims || !anybody_died_ || run_->closed()) return false;
+    const std::vector<Range> lost = work_->records().gaps(job_.size);
+    for (const Range& range : lost) put_back(range);
+    return !lost.empty();
+  }
+
+  /// Waits until all workers are gone, or kills them.
+  void end(bool kill) {
+    queue_.set_more_to_come(false);
+    std::vector<Resolved> outcomes;
+    while (live_ > 0) {
+      if (kill || run_->closed()) {
+        for (Peer& peer : peers_) {
+          if (peer.child.exists()) peer.child.kill(SIGKILL);
+        }
+      }
+      for (std::size_t worker = 0; worker < peers_.size(); ++worker) hear(worker, outcomes);
+      bury_dead(outcomes);
+      if (live_ > 0) sleep_until(TimePoint::max());
+    }
+  }
 
   bool any_unclaimed() const noexcept {
     return job_.claims && !run_->closed() && shared_.next_item().load(std::memory_order_relaxed) < job_.size;
@@ -294,7 +318,7 @@ class ForkedCrew final : public Crew {
         break;
       case FrameKind::block:
         if (head.count > 0) {
-          work_->keep_block({index, static_cast<std::size_t>(head.count), Duration{head.nanoseconds}});
+          work_->records().add({index, static_cast<std::size_t>(head.count), Duration{head.nanoseconds}});
         }
         peer.last_block = head.index;
         if (head.entry != 0) free(static_cast<std::size_t>(head.entry) - 1);
@@ -427,7 +451,7 @@ class ForkedCrew final : public Crew {
     const std::size_t done = current + (resolved && current < block.last ? 1 : 0);
     if (done > block.first) {
       const std::size_t count = done - block.first;
-      work_->keep_block({block.first, count, (clock().now() - started) / static_cast<Duration::rep>(count)});
+      work_->records().add({block.first, count, (clock().now() - started) / static_cast<Duration::rep>(count)});
     }
     if (entry != 0) free(static_cast<std::size_t>(entry) - 1);
     if (done >= block.last) return;
@@ -479,7 +503,7 @@ class ForkedCrew final : public Crew {
       }
     }
     if (item.error) run_->count_failure();  // at once, before another worker takes the next item
-    if (!job_.one_by_one) work_->keep_block({index, 1, item.receipt.duration});
+    if (!job_.one_by_one) work_->records().add({index, 1, item.receipt.duration});
     resolve(std::move(item), entry, outcomes);
   }
 

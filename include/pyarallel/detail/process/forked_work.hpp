@@ -2,6 +2,7 @@
 // parent, worker.hpp in a worker). Only a call that may fork brings the untyped half into the program.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -9,10 +10,12 @@
 #include <memory>
 #include <span>
 
+#include "pyarallel/detail/parallelism.hpp"
 #include "pyarallel/detail/run/attempt.hpp"
+#include "pyarallel/detail/run/driver.hpp"
 #include "pyarallel/detail/run/plan.hpp"
 #include "pyarallel/detail/run/range.hpp"
-#include "pyarallel/detail/run/receipt.hpp"
+#include "pyarallel/detail/run/records.hpp"
 #include "pyarallel/detail/run/run.hpp"
 #include "pyarallel/detail/run/run_state.hpp"
 #include "pyarallel/detail/run/workplace.hpp"
@@ -54,17 +57,23 @@ class ForkedWork {
   virtual Task new_task(std::size_t worker) = 0;
   /// Runs items one after the other: sets worker.current_item() before each, and sends failures, and values
   /// that are not in shared memory. Returns the first that did not run because the run ended, or block.last.
-  virtual std::size_t run_block(Range block, Task& task, WorkerLink& worker) = 0;
+  virtual std::size_t run_block(Range block, const Task& task, WorkerLink& worker) = 0;
   /// Runs an item to its final outcome, and sends that. `bytes`: the item, where items are sent.
   virtual void run_one(std::size_t index, std::span<const std::byte> bytes, Outcome so_far, Task& task,
                        WorkerLink& worker) = 0;
 
   // In the parent ------------------------------------------------------------------------------------
 
+  /// Pulls an item and hands it to Crew::offer(), where the driver does that. False if it cannot now.
+  virtual bool admit() = 0;
+  /// There will be no more.
+  virtual bool all_admitted() = 0;
+  /// And all are settled.
+  virtual bool all_settled() = 0;
   /// Puts an encoded value in its place. Throws what decoding throws.
   virtual void keep_value(std::size_t index, std::span<const std::byte> bytes) = 0;
-  /// All these items ran.
-  virtual void keep_block(const Block& block) = 0;
+  virtual void settle(Resolved& item) = 0;
+  virtual Records& records() = 0;
 
  protected:
   ~ForkedWork() = default;
@@ -76,18 +85,34 @@ class Crew : public Workplace {
   virtual ~Crew() = default;
 
   virtual RunState& run_state() const noexcept = 0;
-  /// Workers come as they are needed. `more_to_come`: by offer().
-  virtual void start(Run& run, ForkedWork& work, bool more_to_come) = 0;
+  /// From beginning to end: nobody is left when this returns.
+  virtual void run(Run& run, Driver& driver, ForkedWork& work) = 0;
   /// Hands an admitted item to the workers. `bytes`: encoded, where items are sent.
   virtual void offer(std::size_t entry, std::size_t index, std::span<const std::byte> bytes) = 0;
-  /// No more calls of offer().
-  virtual void all_offered() noexcept = 0;
-  /// Items that were lost with a worker.
-  virtual void hand_out_again(Range range) = 0;
-  virtual bool has_work() const noexcept = 0;
-  virtual bool anybody_died() const noexcept = 0;
-  /// After the run: nobody is left when this returns.
-  virtual void end(bool kill) = 0;
 };
+
+inline ForkedJob make_forked_job(const Plan& plan, bool by_index, bool sized, std::size_t size, std::size_t workers) {
+  constexpr std::size_t most_workers = 60'000;
+  constexpr std::size_t most_window = std::size_t{1} << 16;
+  constexpr std::size_t memory_for_items = std::size_t{1} << 22;
+  ForkedJob job;
+  job.size = size;
+  job.workers = std::min(workers, most_workers);
+  job.claims = by_index && !plan.keyed;  // keys are made by the driver, item by item
+  job.sends_items = !by_index;
+  job.one_by_one = !job.claims || plan.measured();
+  if (job.one_by_one) job.watchers = static_cast<int>(cpus_of_affinity()) - 1;  // one is for the driver
+  if (job.claims) {
+    job.entries = 4 * job.workers + 16;  // for what dead workers leave
+    return job;
+  }
+  std::size_t window = plan.window > 0 ? plan.window : 2 * job.workers;
+  if (sized) window = std::min(window, size);
+  job.entries = std::clamp<std::size_t>(window, 1, most_window);
+  if (job.sends_items) {
+    job.inline_item = std::clamp<std::size_t>(memory_for_items / job.entries, 256, std::size_t{1} << 16);
+  }
+  return job;
+}
 
 }  // namespace pyarallel::detail

@@ -45,7 +45,15 @@ class ForkedRun final : private ForkedWork {
   }
 
   MapResult<R> run() {
-    const bool known_end = job_.claims ? run_shared_out() : run_admitted();
+    bool known_end = true;
+    if (job_.claims) {
+      runner_.all_admitted();
+      crew_->run(runner_.run(), runner_.driver(), *this);
+    } else {
+      admission_.emplace(runner_, job_.entries);
+      if (admission_->begin()) crew_->run(runner_.run(), runner_.driver(), *this);
+      known_end = admission_->exhausted();
+    }
     return runner_.finish(known_end);
   }
 
@@ -53,7 +61,7 @@ class ForkedRun final : private ForkedWork {
   using Item = item_t<Items>;
   static constexpr bool by_index = IndexedInput<Items>;
   // Workers make such values where the result will have them.
-  static constexpr bool in_place = by_index && std::is_trivially_copyable_v<R>;
+  static constexpr bool in_place = by_index && std::is_trivially_copyable_v<R> && !has_codec_of_its_own<R>();
   // Chunks so small that one receipt for each of their items takes less than one for each of them.
   static constexpr std::size_t few = 8;
 
@@ -73,112 +81,51 @@ class ForkedRun final : private ForkedWork {
   };
 
   static ForkedJob job_for(Items& items, const Plan& plan) {
-    ForkedJob job;
-    job.size = known_size(items);
-    job.claims = by_index && !plan.keyed;  // keys are made by the driver, item by item
-    job.sends_items = !by_index;
-    job.one_by_one = !job.claims || plan.measured();
-    if (job.one_by_one) job.watchers = static_cast<int>(cpus_of_affinity()) - 1;  // one is for the driver
     if (!by_index && !Serializable<Item>) {
       throw std::invalid_argument(
           "executor: Executor::process sends the items of an input that is not random access to its workers, and "
           "there is no Codec for their type; specialise pyarallel::Codec for it, or put the items into a std::vector");
     }
-    constexpr std::size_t most_workers = 60'000;
-    constexpr std::size_t most_window = std::size_t{1} << 16;
-    constexpr std::size_t memory_for_items = std::size_t{1} << 22;
-    job.workers = std::min(Runner::worker_count(plan, job.size), most_workers);
-    if (job.claims) {
-      job.entries = 4 * job.workers + 16;  // for what dead workers leave
-      return job;
-    }
-    std::size_t window = plan.window > 0 ? plan.window : 2 * job.workers;
-    if (Runner::sized) window = std::min(window, job.size);
-    job.entries = std::clamp<std::size_t>(window, 1, most_window);
-    if (job.sends_items) {
-      job.inline_item = std::clamp<std::size_t>(memory_for_items / job.entries, 256, std::size_t{1} << 16);
-    }
-    return job;
+    const std::size_t size = known_size(items);
+    return make_forked_job(plan, by_index, Runner::sized, size, Runner::worker_count(plan, size));
   }
 
   // The driver -----------------------------------------------------------------------------------------
 
-  bool run_shared_out() {
-    Driver& driver = runner_.driver();
-    runner_.all_admitted();
-    const auto nothing_to_admit = [] { return false; };
-    const auto settle = [this](Resolved& item) {
-      record(item);
-      runner_.settle(item);
-    };
-    const auto finished = [this] { return crew_->nobody_inside() && !crew_->has_work(); };
-    driver.guarded([&] {
-      crew_->start(runner_.run(), *this, false);
-      do {
-        driver.drive(nothing_to_admit, settle, finished, true);
-      } while (find_lost());
-    });
-    crew_->end(driver.call_failed());
-    for (const Range& range : runner_.unrecorded()) runner_.run().add_unrun(range);
-    return true;
-  }
-
-  /// Items that nobody had when somebody died are handed out again. False if there are none.
-  bool find_lost() {
-    if (!crew_->anybody_died() || runner_.run().closed()) return false;
-    const std::vector<Range> lost = runner_.unrecorded();
-    for (const Range& range : lost) crew_->hand_out_again(range);
-    return !lost.empty();
-  }
-
-  bool run_admitted() {
-    Driver& driver = runner_.driver();
-    Admission<Runner, Items> admission{runner_, job_.entries};
-    admission_ = &admission;
-    if (admission.begin()) {
-      const auto admit = [&] {
-        const auto place = admission.pull();
-        if (place) offer(*place);
-        if (admission.ended()) crew_->all_offered();
-        return place.has_value();
-      };
-      const auto settle = [&](Resolved& item) {
-        record(item);
-        admission.settle(std::move(item));
-      };
-      const auto finished = [&] { return admission.finished(); };
-      driver.guarded([&] {
-        crew_->start(runner_.run(), *this, true);
-        driver.drive(admit, settle, finished, false);
-      });
-    }
-    crew_->end(driver.call_failed());
-    return admission.exhausted();
-  }
-
-  void offer(std::size_t place) {
-    auto& slot = admission_->window()[place];
+  bool admit() override {
+    const auto place = admission_->pull();
+    if (!place) return false;
+    auto& slot = admission_->window()[*place];
     const bool offered = runner_.driver().guarded([&] {
       bytes_.clear();
       if constexpr (!by_index && Serializable<Item>) Codec<Item>::encode(slot.item.get(), bytes_);
-      crew_->offer(place, slot.index, bytes_);
+      crew_->offer(*place, slot.index, bytes_);
     });
-    if (!offered) admission_->reject(place);
+    if (!offered) admission_->reject(*place);
+    return offered;
   }
 
-  void record(const Resolved& item) {
+  bool all_admitted() override { return admission_->ended(); }
+  bool all_settled() override { return admission_->finished(); }
+
+  void settle(Resolved& item) override {
     if (job_.one_by_one) {
       runner_.template record<Through::attempts>(item);
     } else {
       runner_.template record<Through::nothing>(item);
     }
+    if (job_.claims) {
+      runner_.settle(item);
+    } else {
+      admission_->settle(std::move(item));
+    }
   }
+
+  Records& records() override { return runner_.records(); }
 
   void keep_value(std::size_t index, std::span<const std::byte> bytes) override {
     ::new (static_cast<void*>(runner_.place(index))) R(Codec<R>::decode(bytes));
   }
-
-  void keep_block(const Block& block) override { runner_.record(block); }
 
   // A worker -------------------------------------------------------------------------------------------
 
@@ -186,13 +133,8 @@ class ForkedRun final : private ForkedWork {
 
   Task new_task(std::size_t worker) override { return runner_.new_task(worker); }
 
-  std::size_t run_block(Range block, Task& task, WorkerLink& worker) override {
-    return runner_.through(
-        [&]<Through what>(std::integral_constant<Through, what>) { return run_block<what>(block, task, worker); });
-  }
-
-  template <Through what>
-  std::size_t run_block(Range block, const Task& given_task, WorkerLink& worker) {
+  std::size_t run_block(Range block, const Task& given_task, WorkerLink& worker) override {
+    const bool may_be_closed = runner_.plan().may_stop_early();
     // Copies: the compiler keeps them in registers, or drops what fn does not look at.
     Task task = given_task;
     std::atomic<std::uint64_t>& current = worker.current_item();
@@ -200,7 +142,7 @@ class ForkedRun final : private ForkedWork {
     R* const values = in_place ? runner_.place(0) : value_.place();
     for (std::size_t index = block.first; index < block.last; ++index) {
       current.store(index, std::memory_order_release);  // it begins, and those before it are done
-      if (what == Through::stop_checks && runner_.run().closed()) return index;
+      if (may_be_closed && runner_.run().closed()) return index;
       const bool read = with_item(first, index, {}, worker, [&](auto& item) {
         R* const place = in_place ? values + index : values;
         std::exception_ptr error = runner_.call_once(task, index, item, place);
@@ -274,8 +216,8 @@ class ForkedRun final : private ForkedWork {
   const std::unique_ptr<Crew> crew_;
   Runner runner_;
   First first_;
-  Admission<Runner, Items>* admission_ = nullptr;
-  Value value_;  // in a worker
+  std::optional<Admission<Runner, Items>> admission_;  // where the driver admits items
+  Value value_;                                        // in a worker
   Bytes bytes_;
 };
 

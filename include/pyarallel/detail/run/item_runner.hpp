@@ -17,6 +17,7 @@
 #include "pyarallel/detail/run/driver.hpp"
 #include "pyarallel/detail/run/plan.hpp"
 #include "pyarallel/detail/run/raw_array.hpp"
+#include "pyarallel/detail/run/records.hpp"
 #include "pyarallel/detail/run/run.hpp"
 #include "pyarallel/detail/run/source.hpp"
 #include "pyarallel/options.hpp"
@@ -51,9 +52,8 @@ class ItemRunner {
         plan_(plan),
         size_(known_size(items)),
         workers_(worker_count(plan, size_)),
-        has_receipts_(placement.receipts),
         values_(size_, placement.memory),
-        receipts_(has_receipts_ ? size_ : 0),
+        records_(placement.receipts, size_),
         run_(plan, workers_, placement.state, placement.workplace),
         driver_(run_) {}
 
@@ -72,6 +72,7 @@ class ItemRunner {
   std::size_t workers() const noexcept { return workers_; }
   Run& run() noexcept { return run_; }
   Driver& driver() noexcept { return driver_; }
+  Records& records() noexcept { return records_; }
 
   // One item (any worker) ---------------------------------------------------------------------------
 
@@ -95,7 +96,7 @@ class ItemRunner {
   template <class Code>
   auto through(Code&& code) {
     if (plan_.measured()) return code(std::integral_constant<Through, Through::attempts>{});
-    if (plan_.stop.stop_possible() || plan_.timeout || plan_.max_errors != std::numeric_limits<std::size_t>::max()) {
+    if (plan_.may_stop_early()) {
       return code(std::integral_constant<Through, Through::stop_checks>{});
     }
     return code(std::integral_constant<Through, Through::nothing>{});
@@ -141,46 +142,10 @@ class ItemRunner {
     if constexpr (what != Through::nothing) {
       if (!item.ran) return false;
     }
-    if constexpr (what == Through::attempts) *receipts_.at(item.index) = item.receipt;
+    if constexpr (what == Through::attempts) records_[item.index] = item.receipt;
     if (item.error) run_.add_failure(item.index, item.error);
     if (item.interrupted) run_.add_interrupted(item.index);
     return true;
-  }
-
-  /// The same of items whose attempts were not counted one by one. All of them ran.
-  void record(const Block& block) {
-    if (has_receipts_) {
-      std::fill_n(receipts_.at(block.first), block.count, Receipt{.duration = block.duration, .attempts = 1});
-    } else {
-      blocks_.push_back(block);
-    }
-  }
-
-  /// The stretches of the input of which nothing was recorded.
-  std::vector<Range> unrecorded() {
-    std::vector<Range> gaps;
-    const auto add = [&](Range gap) {
-      if (!gap.empty()) gaps.push_back(gap);
-    };
-    if (has_receipts_) {
-      const Receipt* const receipts = receipts_.at(0);
-      for (std::size_t index = 0; index < size_;) {
-        const auto is_recorded = [](const Receipt& receipt) { return receipt.attempts > 0; };
-        const Receipt* const gap = std::find_if_not(receipts + index, receipts + size_, is_recorded);
-        const Receipt* const behind = std::find_if(gap, receipts + size_, is_recorded);
-        add({static_cast<std::size_t>(gap - receipts), static_cast<std::size_t>(behind - receipts)});
-        index = static_cast<std::size_t>(behind - receipts);
-      }
-      return gaps;
-    }
-    std::ranges::sort(blocks_, {}, &Block::first);
-    std::size_t next = 0;
-    for (const Block& block : blocks_) {
-      add({next, block.first});
-      next = block.first + block.count;
-    }
-    add({next, size_});
-    return gaps;
   }
 
   // The driver's side ---------------------------------------------------------------------------------
@@ -195,7 +160,7 @@ class ItemRunner {
     return driver_.guarded([&] {
       if (!sized) {
         values_.grow_to(index + 1);
-        if (has_receipts_) receipts_.grow_to(index + 1);
+        records_.grow_to(index + 1);
       }
       if (plan_.keyed) keys_.push_back(options_.item_key(std::as_const(item).get()));
     });
@@ -217,14 +182,10 @@ class ItemRunner {
     run_.add_unrun({admitted_, entries});
     Summary summary = run_.finish(entries, known_end);
     summary.keys = std::move(keys_);
-    std::ranges::sort(blocks_, {}, &Block::first);
-    summary.blocks = std::move(blocks_);
     const auto has_value = [&](std::size_t index) { return summary.failure_at(index) == nullptr; };
     RawArray<R> values;
     try {
-      if (has_receipts_) {
-        summary.receipts = receipts_.release_contiguous(entries, [](std::size_t) { return true; });
-      }
+      records_.move_to(summary, entries);
       values = values_.release_contiguous(entries, has_value);
     } catch (...) {
       values_.destroy(entries, has_value);
@@ -262,8 +223,8 @@ class ItemRunner {
   void report(const Resolved& item) {
     if (options_.on_result) {
       using Access = ItemResultAccess<R>;
-      auto result = Access::make(item.index, *receipts_.at(item.index),
-                                 item.index < keys_.size() ? keys_[item.index] : ItemKey{});
+      auto result =
+          Access::make(item.index, records_[item.index], item.index < keys_.size() ? keys_[item.index] : ItemKey{});
       if (item.error) {
         Access::set_error(result, Error{item.error});
       } else {
@@ -281,10 +242,8 @@ class ItemRunner {
   const Plan& plan_;
   const std::size_t size_;
   const std::size_t workers_;
-  const bool has_receipts_;
   GrowingArray<R> values_;
-  GrowingArray<Receipt, Fill::zero> receipts_;
-  std::vector<Block> blocks_;
+  Records records_;
   std::vector<ItemKey> keys_;
   std::size_t admitted_ = 0;
   std::size_t reported_ = 0;

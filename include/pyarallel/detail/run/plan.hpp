@@ -57,6 +57,11 @@ struct Plan {
   /// items at a time where nothing concerns them singly.
   bool measured() const noexcept { return has_policy() || keyed || reported || (timeout && !forks()); }
 
+  /// The run may end while there are items left.
+  bool may_stop_early() const noexcept {
+    return stop.stop_possible() || timeout || max_errors != std::numeric_limits<std::size_t>::max();
+  }
+
   /// Somebody may have to be woken or told when the run stops.
   bool needs_stop_token() const noexcept { return takes_task || has_policy(); }
 
