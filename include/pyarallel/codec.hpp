@@ -342,13 +342,26 @@ inline std::size_t decode_count(std::span<const std::byte>& in, std::size_t smal
   return static_cast<std::size_t>(count);
 }
 
+/// Its elements lie in memory as they are encoded, one behind the other.
+template <class T>
+concept ImageSequence =
+    Sequence<T> && std::ranges::contiguous_range<const T> && is_memory_image<typename T::value_type>();
+
+/// Encodes how many elements there are. Returns what must follow.
+template <ImageSequence T>
+std::span<const std::byte> encode_count_of(const T& values, Bytes& out) {
+  encode_number(static_cast<std::uint64_t>(std::ranges::size(values)), out);
+  return std::as_bytes(std::span{std::ranges::data(values), std::ranges::size(values)});
+}
+
 template <class T>
 void encode_sequence(const T& values, Bytes& out) {
   using Element = typename T::value_type;
-  encode_number(static_cast<std::uint64_t>(std::ranges::size(values)), out);
-  if constexpr (std::ranges::contiguous_range<const T> && is_memory_image<Element>()) {
-    if (!values.empty()) append(out, std::ranges::data(values), values.size() * sizeof(Element));
+  if constexpr (ImageSequence<T>) {
+    const auto elements = encode_count_of(values, out);
+    if (!elements.empty()) append(out, elements.data(), elements.size());
   } else {
+    encode_number(static_cast<std::uint64_t>(std::ranges::size(values)), out);
     for (const auto& value : values) encode<Element>(value, out);
   }
 }

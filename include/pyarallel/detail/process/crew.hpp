@@ -61,17 +61,26 @@ class ForkedCrew final : public Crew {
   ForkedCrew(const ForkedCrew&) = delete;
   ForkedCrew& operator=(const ForkedCrew&) = delete;
 
-  RunState& run_state() const noexcept override { return shared_.run_state(); }
+  [[gnu::cold]] RunState& run_state() const noexcept override { return shared_.run_state(); }
 
-  void run(Run& run, Driver& driver, ForkedWork& work) override {
+  // Cold, so that g++ does not guess that this is what a Crew will be, and compiles it where nobody forks.
+  [[gnu::cold]] void run(Run& run, Driver& driver, ForkedWork& work) override {
     run_ = &run;
     work_ = &work;
     queue_.set_more_to_come(!job_.claims);
     const auto admit = [&] {
       if (job_.claims || !queue_.more_to_come()) return false;
-      const bool admitted = work.admit();
+      const auto item = work.admit();
+      if (item && !driver.guarded([&] { offer(*item); })) {
+        resolved_.push_back({.index = item->index,
+                             .slot = item->place,
+                             .error = nullptr,
+                             .ran = false,
+                             .receipt = {},
+                             .interrupted = false});
+      }
       if (work.all_admitted()) queue_.set_more_to_come(false);
-      return admitted;
+      return item.has_value();
     };
     const auto settle = [&](Resolved& item) { work.settle(item); };
     const auto finished = [&] { return job_.claims ? nobody_inside() && !has_work() : work.all_settled(); };
@@ -84,25 +93,6 @@ class ForkedCrew final : public Crew {
     end(driver.call_failed());
     if (!job_.claims) return;
     for (const Range& range : work.records().gaps(job_.size)) run.add_unrun(range);
-  }
-
-  void offer(std::size_t entry, std::size_t index, std::span<const std::byte> bytes) override {
-    // A window may be much larger than what is ever used of it.
-    while (entry >= entries_) queue_.make(entries_++);
-    WorkEntry& work = queue_[entry];
-    work.range = {index, index + 1};
-    work.attempts = 0;
-    work.elapsed = 0;
-    work.item_size = bytes.size();
-    const auto place = queue_.inline_item(entry);
-    work.follows = bytes.size() > place.size();
-    if (work.follows) {
-      large_items_[entry] = {bytes.begin(), bytes.end()};
-    } else {
-      std::ranges::copy(bytes, place.begin());
-    }
-    queue_.offer(entry);
-    replace();
   }
 
   // Workplace ----------------------------------------------------------------------------------------
@@ -199,6 +189,26 @@ class ForkedCrew final : public Crew {
 
   bool has_work() const noexcept {
     return !backlog_.empty() || !delayed_.empty() || queue_.waiting() > 0 || any_unclaimed();
+  }
+
+  /// Hands an admitted item to the workers.
+  void offer(const AdmittedItem& item) {
+    // A window may be much larger than what is ever used of it.
+    while (item.place >= entries_) queue_.make(entries_++);
+    WorkEntry& work = queue_[item.place];
+    work.range = {item.index, item.index + 1};
+    work.attempts = 0;
+    work.elapsed = 0;
+    work.item_size = item.bytes.size();
+    const auto place = queue_.inline_item(item.place);
+    work.follows = item.bytes.size() > place.size();
+    if (work.follows) {
+      large_items_[item.place] = {item.bytes.begin(), item.bytes.end()};
+    } else {
+      std::ranges::copy(item.bytes, place.begin());
+    }
+    queue_.offer(item.place);
+    replace();
   }
 
   /// Items that were lost with a worker between two steps of its (see shared_run.hpp) are handed out again.

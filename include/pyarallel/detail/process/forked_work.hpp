@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "pyarallel/detail/parallelism.hpp"
@@ -39,13 +40,20 @@ class WorkerLink {
  public:
   /// To be set before each item of a block.
   virtual std::atomic<std::uint64_t>& current_item() noexcept = 0;
-  /// The outcome of an item. `value`: encoded; empty if the value is in its place or there is none.
-  virtual void send(const Resolved& item, std::span<const std::byte> value) = 0;
+  /// The outcome of an item. `value` and `more`, one behind the other: its value, encoded; empty if that is in its
+  /// place or there is none.
+  virtual void send(const Resolved& item, std::span<const std::byte> value, std::span<const std::byte> more) = 0;
   /// An exception that must leave the call.
   virtual void fail_call(const std::exception_ptr& exception) = 0;
 
  protected:
   ~WorkerLink() = default;
+};
+
+struct AdmittedItem {
+  std::size_t place = 0;  // in the window, which is its entry in the queue
+  std::size_t index = 0;
+  std::span<const std::byte> bytes;  // encoded, where items are sent; valid until the next is admitted
 };
 
 class ForkedWork {
@@ -64,8 +72,8 @@ class ForkedWork {
 
   // In the parent ------------------------------------------------------------------------------------
 
-  /// Pulls an item and hands it to Crew::offer(), where the driver does that. False if it cannot now.
-  virtual bool admit() = 0;
+  /// Pulls an item, where the driver does that. Nothing if it cannot now.
+  virtual std::optional<AdmittedItem> admit() = 0;
   /// There will be no more.
   virtual bool all_admitted() = 0;
   /// And all are settled.
@@ -87,8 +95,6 @@ class Crew : public Workplace {
   virtual RunState& run_state() const noexcept = 0;
   /// From beginning to end: nobody is left when this returns.
   virtual void run(Run& run, Driver& driver, ForkedWork& work) = 0;
-  /// Hands an admitted item to the workers. `bytes`: encoded, where items are sent.
-  virtual void offer(std::size_t entry, std::size_t index, std::span<const std::byte> bytes) = 0;
 };
 
 inline ForkedJob make_forked_job(const Plan& plan, bool by_index, bool sized, std::size_t size, std::size_t workers) {

@@ -108,8 +108,8 @@ class Worker final : public WorkerLink, private AttemptWatch {
 
   std::atomic<std::uint64_t>& current_item() noexcept override { return status_.current; }
 
-  void send(const Resolved& item, std::span<const std::byte> value) override {
-    FrameHead head{.length = value.size(),
+  void send(const Resolved& item, std::span<const std::byte> value, std::span<const std::byte> more) override {
+    FrameHead head{.length = value.size() + more.size(),
                    .kind = FrameKind::value,
                    .attempts = item.receipt.attempts,
                    .index = item.index,
@@ -118,24 +118,24 @@ class Worker final : public WorkerLink, private AttemptWatch {
                    .nanoseconds = item.receipt.duration.count()};
     if (!item.ran) {
       head.kind = FrameKind::unrun;
-      send(head, {}, true);
+      send_frame(head, {}, {}, true);
     } else if (!item.error) {
-      send(head, value, job_.one_by_one);
+      send_frame(head, value, more, job_.one_by_one);
     } else if (item.error == still_failed_) {
       head.kind = FrameKind::still_failed;
-      send(head, {}, true);
+      send_frame(head, {}, {}, true);
     } else {
       head.kind = FrameKind::failure;
       const auto exception = encoded(item.error);
       head.length = exception.size();
-      send(head, exception, true);
+      send_frame(head, exception, {}, true);
       run_.count_failure();
     }
   }
 
   void fail_call(const std::exception_ptr& exception) override {
     const auto bytes = encoded(exception);
-    send({.length = bytes.size(), .kind = FrameKind::call_failed}, bytes, true);
+    send_frame({.length = bytes.size(), .kind = FrameKind::call_failed}, bytes, {}, true);
     run_.stop(StopReason::failed);
   }
 
@@ -270,12 +270,12 @@ class Worker final : public WorkerLink, private AttemptWatch {
     // Rounded up: what ran took some time.
     const auto items = static_cast<std::int64_t>(std::max<std::size_t>(count, 1));
     if (count > 0 || entry_ != 0) {
-      send({.kind = FrameKind::block,
-            .index = block.first,
-            .count = count,
-            .entry = entry_,
-            .nanoseconds = ((now - mark_).count() + items - 1) / items},
-           {}, false);
+      send_frame({.kind = FrameKind::block,
+                  .index = block.first,
+                  .count = count,
+                  .entry = entry_,
+                  .nanoseconds = ((now - mark_).count() + items - 1) / items},
+                 {}, {}, false);
     }
     mark_ = now;
     set_attempt(AttemptState::none);
@@ -318,7 +318,7 @@ class Worker final : public WorkerLink, private AttemptWatch {
       unreadable = std::current_exception();
     }
     if (unreadable) {
-      send(Resolved{.index = index, .slot = 0, .error = unreadable, .ran = true, .receipt = {.attempts = 1}}, {});
+      send(Resolved{.index = index, .slot = 0, .error = unreadable, .ran = true, .receipt = {.attempts = 1}}, {}, {});
     } else {
       work_.run_one(index, bytes, std::move(so_far), task_, *this);
     }
@@ -411,31 +411,29 @@ class Worker final : public WorkerLink, private AttemptWatch {
     }
   }
 
-  void send(const FrameHead& head, std::span<const std::byte> bytes, bool at_once) {
-    const auto head_bytes = std::as_bytes(std::span{&head, 1});
-    const std::size_t padding = (8 - bytes.size() % 8) % 8;
-    const std::size_t size = head_bytes.size() + bytes.size() + padding;
+  void send_frame(const FrameHead& head, std::span<const std::byte> bytes, std::span<const std::byte> more,
+                  bool at_once) {
+    constexpr std::array<std::byte, 8> zeros{};
+    const auto padding = std::span{zeros}.first((8 - head.length % 8) % 8);
+    const std::array parts{std::as_bytes(std::span{&head, 1}), bytes, more, std::span<const std::byte>{padding}};
+    const std::size_t size = sizeof head + static_cast<std::size_t>(head.length) + padding.size();
     const auto tell = [this] { tell_parent(); };
     if (size <= outbox_.capacity() / 2) {
       // In one piece, so that the parent can decode it where it is.
       outbox_.wait_for_room(size, tell);
-      outbox_.put(head_bytes);
-      outbox_.put(bytes);
+      for (const auto part : parts) outbox_.put(part);
     } else {
-      outbox_.wait_for_room(head_bytes.size(), tell);
-      outbox_.put(head_bytes);
-      while (!bytes.empty()) {
-        outbox_.wait_for_room(std::min(bytes.size(), outbox_.capacity() / 4), tell);
-        const auto part = bytes.first(std::min(bytes.size(), outbox_.room()));
-        outbox_.put(part);
-        outbox_.publish();
-        tell_parent();
-        bytes = bytes.subspan(part.size());
+      for (auto part : parts) {
+        while (!part.empty()) {
+          outbox_.wait_for_room(std::min(part.size(), outbox_.capacity() / 4), tell);
+          const auto now = part.first(std::min(part.size(), outbox_.room()));
+          outbox_.put(now);
+          outbox_.publish();
+          tell_parent();
+          part = part.subspan(now.size());
+        }
       }
-      outbox_.wait_for_room(padding, tell);
     }
-    constexpr std::array<std::byte, 8> zeros{};
-    outbox_.put(std::span{zeros}.first(padding));
     outbox_.publish();
     if (at_once || outbox_.room() < outbox_.capacity() / 2) tell_parent();
   }

@@ -92,17 +92,17 @@ class ForkedRun final : private ForkedWork {
 
   // The driver -----------------------------------------------------------------------------------------
 
-  bool admit() override {
+  std::optional<AdmittedItem> admit() override {
     const auto place = admission_->pull();
-    if (!place) return false;
+    if (!place) return std::nullopt;
     auto& slot = admission_->window()[*place];
-    const bool offered = runner_.driver().guarded([&] {
+    const bool encoded = runner_.driver().guarded([&] {
       bytes_.clear();
       if constexpr (!by_index && Serializable<Item>) Codec<Item>::encode(slot.item.get(), bytes_);
-      crew_->offer(*place, slot.index, bytes_);
     });
-    if (!offered) admission_->reject(*place);
-    return offered;
+    if (encoded) return AdmittedItem{*place, slot.index, bytes_};
+    admission_->reject(*place);
+    return std::nullopt;
   }
 
   bool all_admitted() override { return admission_->ended(); }
@@ -183,7 +183,7 @@ class ForkedRun final : private ForkedWork {
       if (by_index) {
         worker.fail_call(std::current_exception());  // the source threw
       } else {
-        worker.send(outcome(index, std::current_exception()), {});
+        worker.send(outcome(index, std::current_exception()), {}, {});
       }
       return false;
     }
@@ -200,16 +200,27 @@ class ForkedRun final : private ForkedWork {
 
   /// Sends an outcome, and ends the life of the value here.
   void send(Resolved resolved, R* value, WorkerLink& worker) {
-    bytes_.clear();
-    if (!in_place && resolved.ran && !resolved.error) {
-      try {
-        Codec<R>::encode(*value, bytes_);
-      } catch (...) {
-        resolved.error = std::current_exception();
-      }
-      std::destroy_at(value);
+    if (in_place || !resolved.ran || resolved.error) {
+      worker.send(resolved, {}, {});
+      return;
     }
-    worker.send(resolved, resolved.error ? std::span<const std::byte>{} : std::span<const std::byte>{bytes_});
+    std::span<const std::byte> more;  // what is sent from where it is, for copying it once more costs as much
+    bytes_.clear();
+    try {
+      if constexpr (ImageSequence<R> && !UserCodec<R>) {
+        more = encode_count_of(*value, bytes_);
+      } else {
+        Codec<R>::encode(*value, bytes_);
+      }
+    } catch (...) {
+      resolved.error = std::current_exception();
+    }
+    if (resolved.error) {
+      worker.send(resolved, {}, {});
+    } else {
+      worker.send(resolved, bytes_, more);
+    }
+    std::destroy_at(value);
   }
 
   const ForkedJob job_;
