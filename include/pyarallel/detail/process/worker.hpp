@@ -435,7 +435,9 @@ class Worker final : public WorkerLink, private AttemptWatch {
       }
     }
     outbox_.publish();
-    if (at_once || outbox_.room() < outbox_.capacity() / 2) tell_parent();
+    // A large value takes the parent longer to copy than to wake up.
+    constexpr std::size_t large = std::size_t{1} << 15;
+    if (at_once || size >= large || outbox_.room() < outbox_.capacity() / 2) tell_parent();
   }
 
   void tell_parent() noexcept {
