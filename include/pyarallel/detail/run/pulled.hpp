@@ -56,7 +56,8 @@ class PulledRun {
       if (better_run_here()) {
         admission_.settle(run_here(*place));
       } else if (!runner_.run().handover().offer(*place)) {
-        runner_.driver().call_another();
+        // If there is nobody to take it, the call fails, and the item is settled as one that never ran.
+        runner_.driver().guarded([this] { runner_.driver().call_another(); });
       }
       return true;
     };
