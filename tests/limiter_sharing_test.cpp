@@ -36,6 +36,7 @@
 
 #include "support/catch.hpp"
 #include "support/child.hpp"
+#include "support/shared.hpp"
 #include "support/wait.hpp"
 #include "support/watchdog.hpp"
 
@@ -52,6 +53,7 @@ using pyarallel::detail::TimePoint;
 using support::Child;
 using support::in_child;
 using support::Parent;
+using support::Shared;
 using support::wait_until;
 using support::Watchdog;
 
@@ -62,7 +64,7 @@ constexpr auto whenever = TimePoint::max();
 /// So slow that no token falls due while a test runs.
 RateLimit only(int burst) { return {1, 1h, burst}; }
 
-/// What parent and children count together. Zeroed.
+/// What parent and children count together.
 struct Board {
   std::atomic<int> arrived{0};
   std::atomic<bool> go{false};
@@ -73,15 +75,6 @@ struct Board {
     ++arrived;
     wait_until([this] { return go.load(); });
   }
-};
-
-class SharedBoard {
- public:
-  Board* operator->() { return board_; }
-
- private:
-  SharedMemory memory_{sizeof(Board)};
-  Board* board_ = ::new (memory_.data()) Board;
 };
 
 /// Children that run beside the parent. Those that are left are killed.
@@ -222,7 +215,7 @@ TEST_CASE("L1 forked children and their parent draw from one budget") {
   const Watchdog watchdog;
   constexpr int burst = 20'000;
   Limiter limiter{only(burst)};
-  SharedBoard board;
+  const Shared<Board> board;
   Children children;
   for (int i = 0; i < 4; ++i) {
     children.start([&] {
@@ -314,7 +307,7 @@ TEST_CASE("L1 two processes that make a named limiter at the same moment get one
   const Watchdog watchdog;
   constexpr int rounds = 100;
   const Name name;
-  SharedBoard board;
+  const Shared<Board> board;
   // Spinning, because sleepers do not wake at the same moment.
   int count = 0;
   const auto meet = [&] {
@@ -552,7 +545,7 @@ TEST_CASE("L1 many may make a named limiter at once and some be killed at it") {
   int failed = 0;
   for (int round = 0; round < 200; ++round) {
     const Name name;
-    SharedBoard board;
+    const Shared<Board> board;
     Children children;
     for (int i = 0; i < 4; ++i) {
       children.start([&] {
@@ -590,7 +583,7 @@ TEST_CASE("L1 processes killed while they take and give back leave a working bud
   SharedMemory memory{sizeof(BucketState)};
   auto& state = *::new (memory.data()) BucketState;
   Bucket bucket{per_token, burst, std::move(memory), state};
-  SharedBoard board;
+  const Shared<Board> board;
   std::mt19937 random{12};
   const TimePoint begin = clock_now();
   for (int round = 0; round < rounds; ++round) {
@@ -644,7 +637,7 @@ TEST_CASE("L1 processes killed while they take and give back leave a working bud
 TEST_CASE("L1 a limiter whose waiters are killed goes on for the others") {
   const Watchdog watchdog;
   Limiter limiter{RateLimit{100'000, 1s, 1}};
-  SharedBoard board;
+  const Shared<Board> board;
   std::mt19937 random{13};
   for (int round = 0; round < 50; ++round) {
     Children children;

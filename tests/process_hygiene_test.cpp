@@ -24,7 +24,6 @@
 #include <iterator>
 #include <list>
 #include <map>
-#include <new>
 #include <optional>
 #include <pyarallel.hpp>
 #include <ranges>
@@ -41,33 +40,27 @@
 #include "support/catch.hpp"
 #include "support/child.hpp"
 #include "support/meanwhile.hpp"
+#include "support/process_state.hpp"
+#include "support/shared.hpp"
 #include "support/single_pass.hpp"
 #include "support/wait.hpp"
 #include "support/watchdog.hpp"
 
 using namespace pyarallel;
 using namespace std::chrono_literals;
-using pyarallel::detail::SharedMemory;
+using support::die_by;
 using support::in_child;
+using support::is_gone;
 using support::Meanwhile;
 using support::Parent;
+using support::resident_memory;
+using support::Shared;
 using support::SinglePass;
+using support::state_of_process;
 using support::wait_until;
 using support::Watchdog;
 
 namespace {
-
-/// An object that the workers share with the test.
-template <class T>
-class Shared {
- public:
-  T* operator->() const { return object_; }
-  T& operator*() const { return *object_; }
-
- private:
-  SharedMemory memory_{sizeof(T)};
-  T* object_ = ::new (memory_.data()) T{};
-};
 
 /// fn(0) ... fn(count - 1) in forked workers, of items that are pulled, or not.
 template <class F>
@@ -96,26 +89,6 @@ std::string fates(const MapResult<R>& result) {
   return text.substr(0, text.size() - std::min<std::size_t>(2, text.size()));
 }
 
-/// Crashes are planned here: they should not leave core files.
-void die_by(int signal) {
-  const rlimit none{0, 0};
-  setrlimit(RLIMIT_CORE, &none);
-  raise(signal);
-}
-
-/// Letter of the state of a process: 'S' sleeps, 'R' runs, 'Z' is dead. '?' if there is none.
-char state_of_process(pid_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string text;
-  std::getline(file, text);
-  const auto name_end = text.rfind(')');
-  return name_end == std::string::npos || name_end + 2 >= text.size() ? '?' : text[name_end + 2];
-}
-bool is_gone(pid_t pid) {
-  const char state = state_of_process(pid);
-  return state == '?' || state == 'Z' || state == 'X';
-}
-
 /// What each descriptor of this process is.
 std::map<int, std::string> descriptors() {
   std::map<int, std::string> found;
@@ -130,14 +103,6 @@ std::map<int, std::string> descriptors() {
   }
   closedir(folder);
   return found;
-}
-
-std::size_t resident_memory() {
-  std::ifstream file("/proc/self/statm");
-  std::size_t size = 0;
-  std::size_t resident = 0;
-  file >> size >> resident;
-  return resident * static_cast<std::size_t>(getpagesize());
 }
 
 bool has_children() {

@@ -1,4 +1,6 @@
 // Results, callbacks and inputs on forked workers: as on threads.
+#include <pyarallel/summary.hpp>
+
 #include "support/processes.hpp"
 
 using namespace pyarallel;
@@ -199,6 +201,34 @@ TEST_CASE("R8 with processes attempts of what was killed are counted too") {
     CHECK(attempts_of(result) == Ints{1, 2, 3, 1});
     CHECK(error_of(result, 1).template is<TimeoutError>());
     CHECK(error_of(result, 2).template is<TimeoutError>());
+  });
+}
+
+TEST_CASE("R8 with processes the summary tells what crashed and what was killed at the end") {
+  const Test test;
+  for_each_kind_of_input(5, [](const auto& items) {
+    const auto fn = [](int item, const Task& task) {
+      if (item == 0 && task.attempt == 1) crash();
+      if (item == 2) crash();
+      if (item > 2) hang();
+      return item;
+    };
+    const std::string text = summary(parallel_map(
+        fn, items,
+        {.workers = 5, .executor = Executor::process, .retry = Retry{.attempts = 2, .backoff = 0s}, .timeout = 500ms}));
+    const std::string expected =
+        "5 items: timed out\n"
+        "  2 succeeded\n"
+        "  1 failed\n"
+        "  2 interrupted: the run's timeout of 500ms was reached first\n"
+        "failures:\n"
+        "  1 pyarallel::WorkerCrashed: " +
+        std::string(WorkerCrashed(SIGKILL, -1).what()) +
+        "\n"
+        "    at 2\n"
+        "attempts: 1: 3, 2: 2\n"
+        "durations: p50 ";
+    CHECK(text.substr(0, expected.size()) == expected);
   });
 }
 

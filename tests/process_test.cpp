@@ -19,7 +19,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <fstream>
 #include <functional>
 #include <limits>
 #include <list>
@@ -43,6 +42,8 @@
 #include "support/catch.hpp"
 #include "support/child.hpp"
 #include "support/meanwhile.hpp"
+#include "support/process_state.hpp"
+#include "support/shared.hpp"
 #include "support/single_pass.hpp"
 #include "support/wait.hpp"
 #include "support/watchdog.hpp"
@@ -50,28 +51,21 @@
 using namespace pyarallel;
 using namespace std::chrono_literals;
 using pyarallel::detail::SharedMemory;
+using support::die_by;
 using support::in_child;
 using support::Meanwhile;
+using support::no_core_file;
 using support::Parent;
+using support::resident_memory;
+using support::Shared;
 using support::SinglePass;
+using support::state_of_process;
 using support::wait_until;
 using support::Watchdog;
 
 namespace {
 
 constexpr std::size_t MiB = std::size_t{1} << 20;
-
-/// An object that the workers share with the test.
-template <class T>
-class Shared {
- public:
-  T* operator->() const { return object_; }
-  T& operator*() const { return *object_; }
-
- private:
-  SharedMemory memory_{sizeof(T)};
-  T* object_ = ::new (memory_.data()) T{};
-};
 
 /// How often each item began to run, in whichever process.
 class Runs {
@@ -128,17 +122,6 @@ std::string fate(const MapResult<R>& result, std::size_t item) {
   return item < result.size() ? "value" : "no entry";
 }
 
-/// Crashes are planned here: they should not leave core files.
-void no_core_file() {
-  const rlimit none{0, 0};
-  setrlimit(RLIMIT_CORE, &none);
-}
-
-void die_by(int signal) {
-  no_core_file();
-  raise(signal);
-}
-
 /// Endless recursion, so far as a compiler can tell.
 [[gnu::noinline]] int recurse(int depth) {
   volatile char frame[4096];
@@ -146,23 +129,6 @@ void die_by(int signal) {
   if (depth == INT_MAX) return 0;
   return recurse(depth + 1) + frame[0];
 }
-
-/// Letter of the state of a process: 'S' sleeps, 'R' runs, 'Z' is dead. '?' if there is none.
-char state_of_process(pid_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string text;
-  std::getline(file, text);
-  const auto name_end = text.rfind(')');
-  return name_end == std::string::npos || name_end + 2 >= text.size() ? '?' : text[name_end + 2];
-}
-
-std::size_t word_of_statm(int number) {
-  std::ifstream file("/proc/self/statm");
-  std::size_t pages = 0;
-  for (int i = 0; i <= number; ++i) file >> pages;
-  return pages * static_cast<std::size_t>(getpagesize());
-}
-std::size_t resident_memory() { return word_of_statm(1); }
 
 /// A value of any size, made from its number. It repeats after a length that no buffer has, so that a mistake shows.
 std::vector<char> pattern(std::size_t size, int number) {

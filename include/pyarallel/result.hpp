@@ -88,6 +88,10 @@ class ItemResult {
     template <class... Args>
     explicit Value(std::in_place_type_t<R>, Args&&... args) : own_(std::in_place, std::forward<Args>(args)...) {}
     explicit Value(R* of_the_run) : of_the_run_(of_the_run) {}
+    template <class V>
+    void replace(V&& value) {
+      own_.emplace(std::forward<V>(value));
+    }
     R* get() const noexcept { return own_ ? std::addressof(*own_) : of_the_run_; }
 
    private:
@@ -129,6 +133,11 @@ struct ItemResultAccess {
   }
   template <class V>
   static void set_value(ItemResult<R>& item, V&& value) {
+    // The usual case of a result that is used again, and much less work.
+    if (auto* held = std::get_if<typename ItemResult<R>::Value>(&item.outcome_)) {
+      held->replace(std::forward<V>(value));
+      return;
+    }
     item.outcome_.template emplace<typename ItemResult<R>::Value>(std::in_place_type<R>, std::forward<V>(value));
   }
   static void set_error(ItemResult<R>& item, Error error) { item.outcome_ = std::move(error); }
@@ -502,6 +511,7 @@ namespace detail {
 template <class R>
 struct MapResultAccess {
   static MapResult<R> make(RawArray<R> values, Summary summary) { return {std::move(values), std::move(summary)}; }
+  static const Summary& summary(const MapResult<R>& result) { return result.summary_; }
 };
 
 }  // namespace detail

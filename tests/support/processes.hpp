@@ -46,6 +46,7 @@
 #include "child.hpp"
 #include "counted.hpp"
 #include "meanwhile.hpp"
+#include "shared.hpp"
 #include "single_pass.hpp"
 #include "wait.hpp"
 #include "watchdog.hpp"
@@ -57,19 +58,6 @@ using namespace std::chrono_literals;
 
 using SteadyClock = std::chrono::steady_clock;
 using Ints = std::vector<int>;
-
-/// An object that the test and the workers see alike.
-template <class T>
-class Shared {
- public:
-  Shared() : memory_(sizeof(T)), object_(::new(memory_.data()) T()) {}
-  T* operator->() const { return object_; }
-  T& operator*() const { return *object_; }
-
- private:
-  detail::SharedMemory memory_;
-  T* object_;
-};
 
 /// One number for each of a few items.
 class Tally {
