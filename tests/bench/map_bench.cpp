@@ -15,6 +15,8 @@ int main() { std::puts("skipped: Google Benchmark is missing"); }
 #include <string>
 #include <vector>
 
+#include "interleaved.hpp"
+
 #if PYARALLEL_HAS_OPENMP
 #include <omp.h>
 #endif
@@ -146,15 +148,6 @@ int main(int argc, char** argv) {
   register_all<heavy_tail>("heavy_tail_10k", 10'000);
   register_all<trivial>("trivial_100", 100);
 
-  // What is given on the command line comes later, and wins.
-  std::vector<std::string> words{argv[0], "--benchmark_enable_random_interleaving=true", "--benchmark_repetitions=7",
-                                 "--benchmark_min_time=0.2", "--benchmark_report_aggregates_only=true"};
-  words.insert(words.end(), argv + 1, argv + argc);
-  std::vector<char*> pointers;
-  for (std::string& word : words) pointers.push_back(word.data());
-  int count = static_cast<int>(pointers.size());
-  benchmark::Initialize(&count, pointers.data());
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
+  run_interleaved(argc, argv);
 }
 #endif

@@ -23,8 +23,9 @@ int main() { std::puts("skipped: Google Benchmark is missing"); }
 #include <new>
 #include <numeric>
 #include <pyarallel.hpp>
-#include <string>
 #include <vector>
+
+#include "interleaved.hpp"
 
 namespace {
 
@@ -269,15 +270,6 @@ int main(int argc, char** argv) {
   add("crash_and_replacement/pyarallel", crashes);
   add("crash_and_replacement/fork_kill_and_reap", fork_kill_and_reap);
 
-  // What is given on the command line comes later, and wins.
-  std::vector<std::string> words{argv[0], "--benchmark_enable_random_interleaving=true", "--benchmark_repetitions=7",
-                                 "--benchmark_min_time=0.2", "--benchmark_report_aggregates_only=true"};
-  words.insert(words.end(), argv + 1, argv + argc);
-  std::vector<char*> pointers;
-  for (std::string& word : words) pointers.push_back(word.data());
-  int count = static_cast<int>(pointers.size());
-  benchmark::Initialize(&count, pointers.data());
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
+  run_interleaved(argc, argv);
 }
 #endif
