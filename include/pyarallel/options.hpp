@@ -101,6 +101,27 @@ struct MapOptions {
   std::optional<std::size_t> worker_memory_limit = {};          ///< Processes only.
 };
 
+/// The options of one stream. T: item type, R: result type. Field order is fixed (designated initializers).
+/// What is not said here is as in MapOptions.
+template <class T, class R>
+struct StreamOptions {
+  std::optional<std::size_t> workers = {};
+  ExecutorArg<R> executor = {};
+  std::optional<RateLimitArg> rate_limit = {};
+  std::optional<Retry> retry = {};
+  std::optional<Batch> batch = {};       ///< `size` counts results that the consumer has not left behind yet, too.
+  bool ordered = false;                  ///< Input order; early results wait inside the window.
+  std::optional<Duration> timeout = {};  ///< From the first begin() on.
+  std::optional<Duration> task_timeout = {};
+  std::optional<std::size_t> max_errors = {};  ///< The stream ends after the n-th failure is yielded.
+  std::stop_token stop = {};
+  detail::Callback<ItemKey(const T&)> item_key = {};
+  OnProgress on_progress = {};
+  std::function<void()> worker_init = {};
+  std::optional<std::size_t> max_tasks_per_worker = {};
+  std::optional<std::size_t> worker_memory_limit = {};
+};
+
 namespace detail {
 
 /// `overrides`, with what it leaves unset taken from `shared`.

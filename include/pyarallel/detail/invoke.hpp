@@ -31,6 +31,17 @@ decltype(auto) invoke_item(F& fn, const Task& task, Args&&... args) {
   }
 }
 
+/// `F`: a reference, or a function object of its own.
+template <class F>
+struct KeptFunction {
+  F fn;
+
+  template <class Item>
+  decltype(auto) operator()(Item& item, const Task& task) {
+    return invoke_item(fn, task, item);
+  }
+};
+
 /// The same with the elements of a tuple for the arguments (std::apply).
 template <class F, class Tuple>
 decltype(auto) apply_item(F& fn, const Task& task, Tuple&& tuple) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <mutex>
 
 namespace pyarallel::detail {
 
@@ -24,6 +25,17 @@ bool spin_until(Happened&& happened) {
     }
   }
   return happened();
+}
+
+/// A mutex that is never locked for long: sleeping for it would take longer than it stays locked.
+inline std::unique_lock<std::mutex> lock_soon(std::mutex& mutex) {
+  std::unique_lock lock{mutex, std::try_to_lock};
+  for (int i = 0; i < 64 && !lock.owns_lock(); ++i) {
+    pause_cpu();
+    lock.try_lock();
+  }
+  if (!lock.owns_lock()) lock.lock();
+  return lock;
 }
 
 }  // namespace pyarallel::detail

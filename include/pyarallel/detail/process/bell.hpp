@@ -13,7 +13,7 @@
 #include <sys/eventfd.h>
 #endif
 
-#include "pyarallel/detail/process/child.hpp"
+#include "pyarallel/detail/process/descriptor.hpp"
 
 namespace pyarallel::detail {
 

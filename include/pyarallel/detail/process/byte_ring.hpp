@@ -58,10 +58,7 @@ class ByteRing {
   void publish() noexcept {
     // seq_cst, as in wait_for_bytes(): either the reader sees the bytes, or we see that it waits.
     state_->written.store(position_, std::memory_order_seq_cst);
-    if (state_->reader_waits.load(std::memory_order_seq_cst) != 0) {
-      state_->reader_waits.store(0, std::memory_order_relaxed);
-      wake(state_->reader_waits);
-    }
+    wake_if_waiting(state_->reader_waits);
   }
 
   /// Sleeps until there is room for `size` bytes. `before_sleep` makes sure that the reader will come.
@@ -102,13 +99,10 @@ class ByteRing {
   /// Gives the room of what was read back to the writer.
   void release() noexcept {
     state_->read.store(position_, std::memory_order_seq_cst);
-    if (state_->writer_waits.load(std::memory_order_seq_cst) != 0) {
-      state_->writer_waits.store(0, std::memory_order_relaxed);
-      wake(state_->writer_waits);
-    }
+    wake_if_waiting(state_->writer_waits);
   }
 
-  /// Sleeps until there are bytes, or it is `due`.
+  /// Sleeps until there are bytes. `before_sleep` makes sure that the writer will come.
   template <class BeforeSleep>
   void wait_for_bytes(BeforeSleep&& before_sleep) noexcept {
     while (size() == 0) {
@@ -119,9 +113,13 @@ class ByteRing {
     }
   }
 
-  bool reader_waits() const noexcept { return state_->reader_waits.load(std::memory_order_relaxed) != 0; }
-
  private:
+  static void wake_if_waiting(Word& waits) noexcept {
+    if (waits.load(std::memory_order_seq_cst) == 0) return;
+    waits.store(0, std::memory_order_relaxed);
+    wake(waits);
+  }
+
   std::size_t offset(std::uint64_t position) const noexcept {
     return static_cast<std::size_t>(position) & (capacity() - 1);
   }

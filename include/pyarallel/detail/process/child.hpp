@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -26,31 +27,10 @@
 #endif
 
 #include "pyarallel/detail/function_ref.hpp"
+#include "pyarallel/detail/process/descriptor.hpp"
+#include "pyarallel/detail/signal_handler.hpp"
 
 namespace pyarallel::detail {
-
-/// A file descriptor that is closed in the end. -1: none.
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int number) noexcept : number_(number) {}
-  Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(number_, other.number_);
-    return *this;
-  }
-  ~Descriptor() { reset(); }
-
-  void reset() noexcept {
-    if (number_ >= 0) ::close(number_);
-    number_ = -1;
-  }
-  int get() const noexcept { return number_; }
-  explicit operator bool() const noexcept { return number_ >= 0; }
-
- private:
-  int number_ = -1;
-};
 
 /// How a process ended.
 struct Ending {
@@ -71,6 +51,10 @@ inline void flush_standard_streams() {
   flush(stderr, std::cerr, std::clog);
 }
 
+/// What a child must not outlive: the thread that forked it, if that stays until the child is gone, or any thread
+/// of its process.
+enum class DiesWith { thread, process };
+
 class Child {
  public:
   Child() = default;
@@ -88,7 +72,7 @@ class Child {
   }
 
   /// Forks; `body` runs in the child, and ends it by leave(). std::system_error if there can be no more.
-  static Child fork(FunctionRef<void()> body) {
+  static Child fork(FunctionRef<void()> body, DiesWith with) {
     flush_standard_streams();
     const pid_t parent = ::getpid();
     // Until the child has handlers of its own, no signal may run one of the parent's in it.
@@ -99,7 +83,7 @@ class Child {
     const pid_t pid = ::fork();
     const int error = errno;
     if (pid == 0) {
-      become_child(parent);
+      become_child(parent, with);
       // Whatever happens, never into the caller's frames.
       try {
         body();
@@ -119,7 +103,6 @@ class Child {
   }
 
   bool exists() const noexcept { return pid_ > 0; }
-  pid_t pid() const noexcept { return pid_; }
   /// Readable when the process has ended; -1 if there is no such descriptor.
   int descriptor() const noexcept { return pidfd_.get(); }
   void close_descriptor() noexcept { pidfd_.reset(); }
@@ -163,23 +146,37 @@ class Child {
     return ending;
   }
 
-  static void become_child(pid_t parent) noexcept {
+  static void become_child(pid_t parent, DiesWith with) noexcept {
 #if defined(__linux__)
-    // Dies with its parent. (More exactly with the thread that forked: that one is in the call until all
-    // workers are gone.) The parent may have died before this took effect.
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    // The kernel sends this signal when the thread that forked ends, and again with each thread of the parent that
+    // inherits this child after it.
+    ::prctl(PR_SET_PDEATHSIG, with == DiesWith::thread ? SIGKILL : thread_ended);
 #endif
-    if (::getppid() != parent) ::_exit(EXIT_FAILURE);
     for (int signal = 1; signal < NSIG; ++signal) {
       struct sigaction action {};
       if (::sigaction(signal, nullptr, &action) != 0) continue;
       if ((action.sa_flags & SA_SIGINFO) == 0 && (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN)) {
         continue;
       }
+      // What would stop the parent may be sent to all of them, as a Ctrl-C is.
+      const bool stops_parent = CaughtSignal::is_ours(action);
       action = {};
-      action.sa_handler = SIG_DFL;
+      action.sa_handler = stops_parent ? SIG_IGN : SIG_DFL;
       ::sigaction(signal, &action, nullptr);
     }
+#if defined(__linux__)
+    if (with == DiesWith::process) {
+      parent_of_this_process() = parent;
+      struct sigaction look {};
+      look.sa_handler = [](int) {
+        if (::getppid() != parent_of_this_process()) ::_exit(EXIT_FAILURE);
+      };
+      look.sa_flags = SA_RESTART;
+      ::sigaction(thread_ended, &look, nullptr);
+    }
+#endif
+    // The parent may have died before any of this took effect.
+    if (::getppid() != parent) ::_exit(EXIT_FAILURE);
     // A terminal sends Ctrl-C to all of them, and the parent decides what it means.
     struct sigaction ignore {};
     ignore.sa_handler = SIG_IGN;
@@ -196,6 +193,15 @@ class Child {
     std::atexit([] { leave(EXIT_FAILURE); });  // with which code is not to be had here
 #endif
   }
+
+#if defined(__linux__)
+  static constexpr int thread_ended = SIGPWR;  // of all signals the one that least means something else
+
+  static std::atomic<pid_t>& parent_of_this_process() noexcept {
+    static std::atomic<pid_t> parent{0};
+    return parent;
+  }
+#endif
 
   pid_t pid_ = 0;  // 0: none
   Descriptor pidfd_;

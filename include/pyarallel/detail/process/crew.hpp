@@ -64,35 +64,31 @@ class ForkedCrew final : public Crew {
   [[gnu::cold]] RunState& run_state() const noexcept override { return shared_.run_state(); }
 
   // Cold, so that g++ does not guess that this is what a Crew will be, and compiles it where nobody forks.
-  [[gnu::cold]] void run(Run& run, Driver& driver, ForkedWork& work) override {
+  [[gnu::cold]] void begin(Run& run, Driver& driver, ForkedWork& work) override {
     run_ = &run;
+    driver_ = &driver;
     work_ = &work;
     queue_.set_more_to_come(!job_.claims);
-    const auto admit = [&] {
-      if (job_.claims || !queue_.more_to_come()) return false;
-      const auto item = work.admit();
-      if (item && !driver.guarded([&] { offer(*item); })) {
-        resolved_.push_back({.index = item->index,
-                             .slot = item->place,
-                             .error = nullptr,
-                             .ran = false,
-                             .receipt = {},
-                             .interrupted = false});
-      }
-      if (work.all_admitted()) queue_.set_more_to_come(false);
-      return item.has_value();
+    driver.guarded([&] { replace(); });
+  }
+
+  [[gnu::cold]] void advance(FunctionRef<bool()> enough) override {
+    const auto admit = [&] { return admit_one(); };
+    const auto settle = [&](Resolved& item) { work_->settle(item); };
+    const auto finished = [&] {
+      return enough() || (job_.claims ? nobody_inside() && !has_work() : work_->all_settled());
     };
-    const auto settle = [&](Resolved& item) { work.settle(item); };
-    const auto finished = [&] { return job_.claims ? nobody_inside() && !has_work() : work.all_settled(); };
-    driver.guarded([&] {
-      replace();
+    driver_->guarded([&] {
       do {
-        driver.drive(admit, settle, finished, job_.claims);
+        driver_->drive(admit, settle, finished, job_.claims);
       } while (find_lost());
     });
-    end(driver.call_failed());
+  }
+
+  [[gnu::cold]] void end() override {
+    end_workers(driver_->call_failed());
     if (!job_.claims) return;
-    for (const Range& range : work.records().gaps(job_.size)) run.add_unrun(range);
+    for (const Range& range : work_->records().gaps(job_.size)) run_->add_unrun(range);
   }
 
   // Workplace ----------------------------------------------------------------------------------------
@@ -103,8 +99,8 @@ class ForkedCrew final : public Crew {
     outcomes.swap(resolved_);
     while (true) {
       for (std::size_t worker = 0; worker < peers_.size(); ++worker) hear(worker, outcomes);
-      bury_dead(outcomes);
       const TimePoint now = clock().now();
+      if (now >= next_look_) bury_dead(outcomes);
       TimePoint next = due;
       next = std::min(next, hand_out_delayed(now));
       if (!run_->closed()) replace();
@@ -126,14 +122,14 @@ class ForkedCrew final : public Crew {
     while (const auto entry = queue_.take(parent_)) {
       const WorkEntry& work = queue_[*entry];
       if (work.attempts > 0) {
-        give_up(work.range.first, *entry + 1);
+        give_up(work.range.first, *entry);
       } else if (!job_.claims) {
         unrun.push_back(*entry);
       }
     }
     for (const Delayed& item : std::exchange(delayed_, {})) give_up(item.index, item.entry);
     for (const ReturnedWork& work : std::exchange(backlog_, {})) {
-      if (work.attempts > 0) give_up(work.range.first, 0);
+      if (work.attempts > 0) give_up(work.range.first, no_entry);
     }
     return unrun;
   }
@@ -148,7 +144,7 @@ class ForkedCrew final : public Crew {
 
  private:
   static constexpr std::size_t parent_ = WorkQueue::most_owners;  // as an owner of entries
-  static constexpr std::uint64_t nothing = ~std::uint64_t{0};
+  static constexpr std::size_t no_item = ~std::size_t{0};
   static constexpr int most_early_deaths = 10;
   static constexpr std::chrono::milliseconds looks_every{10};  // at a process that has no descriptor
   static constexpr std::chrono::seconds ready_within{5};       // a forked worker
@@ -158,11 +154,11 @@ class ForkedCrew final : public Crew {
     Child child;
     FrameReader frames;
     ByteRing inbox;
-    std::size_t entry_fed = nothing;  // whose bytes go into the inbox
+    std::size_t entry_fed = no_entry;  // whose bytes go into the inbox
     std::size_t fed = 0;
     TimePoint forked_at;
-    std::uint64_t last_block = nothing;     // the first item of the last block that it reported
-    std::uint64_t last_resolved = nothing;  // the last item of which it sent an outcome
+    std::size_t last_block = no_item;     // the first item of the last block that it reported
+    std::size_t last_resolved = no_item;  // the last item of which it sent an outcome
     bool killed_at_end = false;
   };
 
@@ -175,7 +171,7 @@ class ForkedCrew final : public Crew {
   struct Delayed {
     TimePoint due;
     std::size_t index = 0;
-    std::uint64_t entry = 0;  // + 1, of an admitted item
+    std::size_t entry = no_entry;  // that it has in the queue
   };
 
   /// An item that failed with its worker, and is tried again.
@@ -189,6 +185,16 @@ class ForkedCrew final : public Crew {
 
   bool has_work() const noexcept {
     return !backlog_.empty() || !delayed_.empty() || queue_.waiting() > 0 || any_unclaimed();
+  }
+
+  bool admit_one() {
+    if (job_.claims || !queue_.more_to_come()) return false;
+    const auto item = work_->admit();
+    if (item && !driver_->guarded([&] { offer(*item); })) {
+      resolved_.push_back({.index = item->index, .slot = item->place, .ran = false});
+    }
+    if (work_->all_admitted()) queue_.set_more_to_come(false);
+    return item.has_value();
   }
 
   /// Hands an admitted item to the workers.
@@ -221,7 +227,7 @@ class ForkedCrew final : public Crew {
   }
 
   /// Waits until all workers are gone, or kills them.
-  void end(bool kill) {
+  void end_workers(bool kill) {
     queue_.set_more_to_come(false);
     std::vector<Resolved> outcomes;
     while (live_ > 0) {
@@ -270,11 +276,12 @@ class ForkedCrew final : public Crew {
     const TimePoint now = clock().now();
     if (live_ > 0 && now < next_fork_) return false;
     try {
-      peer.child = Child::fork([&] {
+      const auto live = [&] {
         for (Peer& sibling : peers_) sibling.child.close_descriptor();
         Worker worker{shared_, number, job_, *run_, *work_, bell_};
         worker.live();
-      });
+      };
+      peer.child = Child::fork(live, plan_.may_change_threads ? DiesWith::process : DiesWith::thread);
     } catch (const std::system_error&) {
       // Those that are there go on (clause P7).
       next_fork_ = now + std::chrono::milliseconds{100};
@@ -301,17 +308,15 @@ class ForkedCrew final : public Crew {
 
   void hear(Peer& peer, const FrameReader::Frame& frame, std::vector<Resolved>& outcomes) {
     const FrameHead& head = frame.head;
-    const auto index = static_cast<std::size_t>(head.index);
+    const std::size_t index = head.index;
     Resolved item{.index = index,
-                  .slot = static_cast<std::size_t>(head.entry) - 1,
-                  .error = nullptr,
-                  .ran = true,
+                  .slot = head.entry,
                   .receipt = {.duration = Duration{head.nanoseconds}, .attempts = head.attempts}};
     switch (head.kind) {
       case FrameKind::value:
         if (head.length > 0) {
           try {
-            work_->keep_value(index, frame.bytes);
+            work_->keep_value(item, frame.bytes);
           } catch (...) {
             item.error = std::current_exception();
           }
@@ -328,24 +333,24 @@ class ForkedCrew final : public Crew {
         break;
       case FrameKind::block:
         if (head.count > 0) {
-          work_->records().add({index, static_cast<std::size_t>(head.count), Duration{head.nanoseconds}});
+          work_->records().add({index, head.count, Duration{head.nanoseconds}});
         }
         peer.last_block = head.index;
-        if (head.entry != 0) free(static_cast<std::size_t>(head.entry) - 1);
+        if (head.entry != no_entry) free(head.entry);
         return;
       case FrameKind::call_failed:
         run_->fail_call(decoded(frame.bytes));
         return;
     }
     peer.last_resolved = head.index;
-    if (item.slot == peer.entry_fed) peer.entry_fed = nothing;
-    resolve(std::move(item), head.entry, outcomes);
+    if (item.slot == peer.entry_fed) peer.entry_fed = no_entry;
+    resolve(std::move(item), outcomes);
   }
 
-  /// `entry`: that it had in the queue, + 1.
-  void resolve(Resolved item, std::uint64_t entry, std::vector<Resolved>& outcomes) {
+  /// The item's slot is its entry in the queue, if it has one.
+  void resolve(Resolved item, std::vector<Resolved>& outcomes) {
     if (!retried_.empty()) retried_.erase(item.index);
-    if (entry != 0 && (job_.one_by_one || !job_.claims)) free(static_cast<std::size_t>(entry) - 1);
+    if (job_.one_by_one && item.slot != no_entry) free(item.slot);
     // Where blocks are told of, the values in them are no news; nor is what never ran of an input that is
     // shared out: whatever has no outcome in the end never ran.
     if (job_.claims && (!item.ran || (!job_.one_by_one && !item.error && !item.interrupted))) return;
@@ -376,7 +381,7 @@ class ForkedCrew final : public Crew {
     Peer& peer = peers_[worker];
     WorkerStatus& status = shared_.status(worker);
     if (!wants_bytes(worker)) return;
-    const auto entry = static_cast<std::size_t>(status.entry.load(std::memory_order_acquire)) - 1;
+    const auto entry = status.entry.load(std::memory_order_acquire);
     const auto item = large_items_.find(entry);
     if (item == large_items_.end()) return;
     if (peer.entry_fed != entry) {
@@ -396,6 +401,8 @@ class ForkedCrew final : public Crew {
   // Deaths -------------------------------------------------------------------------------------------
 
   void bury_dead(std::vector<Resolved>& outcomes) {
+    // A system call for each worker: not each time there is something to hear, while the parent never sleeps.
+    next_look_ = clock().now() + std::chrono::milliseconds{1};
     for (std::size_t worker = 0; worker < peers_.size(); ++worker) {
       Peer& peer = peers_[worker];
       if (!peer.child.exists()) continue;
@@ -431,17 +438,17 @@ class ForkedCrew final : public Crew {
   void account_for(std::size_t worker, const Ending& ending, std::vector<Resolved>& outcomes) {
     Peer& peer = peers_[worker];
     WorkerStatus& status = shared_.status(worker);
-    const std::uint64_t entry = entry_of(worker);
+    const std::size_t entry = entry_of(worker);
     const Range block = unpack(status.block.load(std::memory_order_acquire));
     const auto current = static_cast<std::size_t>(status.current.load(std::memory_order_acquire));
     const AttemptState state = state_of(status.attempt.load(std::memory_order_acquire));
 
     if (block.empty()) {
       // It took the entry, and that was all; or it was done with it.
-      if (entry == 0) return;
-      const WorkEntry& work = queue_[static_cast<std::size_t>(entry) - 1];
+      if (entry == no_entry) return;
+      const WorkEntry& work = queue_[entry];
       const bool done = job_.one_by_one ? peer.last_resolved == work.range.first : peer.last_block == work.range.first;
-      if (!done) queue_.offer(static_cast<std::size_t>(entry) - 1);
+      if (!done) queue_.offer(entry);
       return;
     }
     if (job_.one_by_one) {
@@ -463,35 +470,31 @@ class ForkedCrew final : public Crew {
       const std::size_t count = done - block.first;
       work_->records().add({block.first, count, (clock().now() - started) / static_cast<Duration::rep>(count)});
     }
-    if (entry != 0) free(static_cast<std::size_t>(entry) - 1);
+    if (entry != no_entry) free(entry);
     if (done >= block.last) return;
     if (resolved || state == AttemptState::none) {
       put_back(Range{done, block.last});
       return;
     }
-    charge(worker, current, 0, 1, started, ending, outcomes);
+    charge(worker, current, no_entry, 1, started, ending, outcomes);
     put_back(Range{current + 1, block.last});
   }
 
-  /// The entry of the queue that a worker has, + 1; 0 if none.
-  std::uint64_t entry_of(std::size_t worker) const {
+  /// The entry of the queue that a worker has.
+  std::size_t entry_of(std::size_t worker) const {
     // Not what it noted: it may have died before it could, or have sent the outcome since, and then the
     // entry may be another item's.
     for (std::size_t entry = 0; entry < entries_; ++entry) {
-      if (queue_.owner(entry) == worker) return entry + 1;
+      if (queue_.owner(entry) == worker) return entry;
     }
-    return 0;
+    return no_entry;
   }
 
   /// The item was running in this worker when it died.
-  void charge(std::size_t worker, std::size_t index, std::uint64_t entry, int attempts, TimePoint first_start,
+  void charge(std::size_t worker, std::size_t index, std::size_t entry, int attempts, TimePoint first_start,
               const Ending& ending, std::vector<Resolved>& outcomes) {
     const TimePoint now = clock().now();
-    Resolved item{.index = index,
-                  .slot = static_cast<std::size_t>(entry) - 1,
-                  .error = nullptr,
-                  .ran = true,
-                  .receipt = {.duration = now - first_start, .attempts = attempts}};
+    Resolved item{.index = index, .slot = entry, .receipt = {.duration = now - first_start, .attempts = attempts}};
     WorkerStatus& status = shared_.status(worker);
     const bool condemned = state_of(status.attempt.load(std::memory_order_acquire)) == AttemptState::condemned;
     if (peers_[worker].killed_at_end && !condemned) {
@@ -507,14 +510,14 @@ class ForkedCrew final : public Crew {
       item.error = std::move(verdict.error);
       if (verdict.again && !run_->closed()) {
         retried_[index] = {item.error, attempts, first_start};
-        if (entry != 0) queue_.retire(static_cast<std::size_t>(entry) - 1);  // nobody's until then
+        if (entry != no_entry) queue_.retire(entry);  // nobody's until then
         delayed_.push_back({add_saturating(now, verdict.delay), index, entry});
         return;
       }
     }
     if (item.error) run_->count_failure();  // at once, before another worker takes the next item
     if (!job_.one_by_one) work_->records().add({index, 1, item.receipt.duration});
-    resolve(std::move(item), entry, outcomes);
+    resolve(std::move(item), outcomes);
   }
 
   void died_early(const Ending& ending) {
@@ -529,9 +532,9 @@ class ForkedCrew final : public Crew {
     Peer& peer = peers_[worker];
     peer.frames.reset();
     peer.inbox.reset();
-    peer.entry_fed = nothing;
-    peer.last_block = nothing;
-    peer.last_resolved = nothing;
+    peer.entry_fed = no_entry;
+    peer.last_block = no_item;
+    peer.last_resolved = no_item;
     peer.killed_at_end = false;
     shared_.status(worker).reset();
   }
@@ -551,10 +554,10 @@ class ForkedCrew final : public Crew {
     }
   }
 
-  /// An item that was in hand, but not in an attempt. `entry`: that it has, + 1.
-  void put_back_tried(std::size_t index, std::uint64_t entry) {
-    if (entry != 0) {
-      queue_.offer(static_cast<std::size_t>(entry) - 1);
+  /// An item that was in hand, but not in an attempt.
+  void put_back_tried(std::size_t index, std::size_t entry) {
+    if (entry != no_entry) {
+      queue_.offer(entry);
     } else {
       put_back(Range{index, index + 1});
     }
@@ -587,11 +590,11 @@ class ForkedCrew final : public Crew {
         return false;
       }
       const Retried& tried = retried_[item.index];
-      if (item.entry != 0) {
-        WorkEntry& entry = queue_[static_cast<std::size_t>(item.entry) - 1];
+      if (item.entry != no_entry) {
+        WorkEntry& entry = queue_[item.entry];
         entry.attempts = tried.attempts;
         entry.elapsed = (now - tried.first_start).count();
-        queue_.offer(static_cast<std::size_t>(item.entry) - 1);
+        queue_.offer(item.entry);
       } else {
         queue_up({{item.index, item.index + 1}, tried.attempts, now - tried.first_start});
       }
@@ -601,16 +604,15 @@ class ForkedCrew final : public Crew {
   }
 
   /// It was tried, and there will be no further attempt.
-  void give_up(std::size_t index, std::uint64_t entry) {
+  void give_up(std::size_t index, std::size_t entry) {
     const auto found = retried_.find(index);
     if (found == retried_.end()) return;
     const Retried tried = found->second;
     resolve({.index = index,
-             .slot = static_cast<std::size_t>(entry) - 1,
+             .slot = entry,
              .error = tried.error,
-             .ran = true,
              .receipt = {.duration = clock().now() - tried.first_start, .attempts = tried.attempts}},
-            entry, resolved_);
+            resolved_);
   }
 
   // Ending what runs ---------------------------------------------------------------------------------
@@ -692,6 +694,7 @@ class ForkedCrew final : public Crew {
         }
       }
       ::poll(polled_.data(), static_cast<nfds_t>(polled_.size()), milliseconds_until(due));
+      next_look_ = TimePoint::min();  // perhaps somebody died
     }
     shared_.parent_sleeps().store(0, std::memory_order_seq_cst);
     bell_.clear();
@@ -720,6 +723,7 @@ class ForkedCrew final : public Crew {
   std::vector<Peer> peers_;
   std::size_t live_ = 0;
   Run* run_ = nullptr;
+  Driver* driver_ = nullptr;
   ForkedWork* work_ = nullptr;
   std::vector<std::size_t> free_entries_;  // of input that workers share out
   std::vector<ReturnedWork> backlog_;      // came back, and waits for an entry
@@ -730,6 +734,7 @@ class ForkedCrew final : public Crew {
   std::vector<pollfd> polled_;
   std::optional<TimePoint> killing_since_;
   TimePoint next_fork_ = TimePoint::min();
+  TimePoint next_look_ = TimePoint::min();  // at who died
   int early_deaths_ = 0;
   bool anybody_died_ = false;
   bool seen_closed_ = false;

@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 
+#include "pyarallel/detail/function_ref.hpp"
 #include "pyarallel/detail/parallelism.hpp"
 #include "pyarallel/detail/run/attempt.hpp"
 #include "pyarallel/detail/run/driver.hpp"
@@ -79,7 +80,7 @@ class ForkedWork {
   /// And all are settled.
   virtual bool all_settled() = 0;
   /// Puts an encoded value in its place. Throws what decoding throws.
-  virtual void keep_value(std::size_t index, std::span<const std::byte> bytes) = 0;
+  virtual void keep_value(const Resolved& item, std::span<const std::byte> bytes) = 0;
   virtual void settle(Resolved& item) = 0;
   virtual Records& records() = 0;
 
@@ -93,18 +94,24 @@ class Crew : public Workplace {
   virtual ~Crew() = default;
 
   virtual RunState& run_state() const noexcept = 0;
-  /// From beginning to end: nobody is left when this returns.
-  virtual void run(Run& run, Driver& driver, ForkedWork& work) = 0;
+  /// Forks the workers. All three must live until end().
+  virtual void begin(Run& run, Driver& driver, ForkedWork& work) = 0;
+  /// Goes on until enough() or, sooner or later, nothing is left to do.
+  virtual void advance(FunctionRef<bool()> enough) = 0;
+  /// When this returns, no worker is left.
+  virtual void end() = 0;
 };
 
-inline ForkedJob make_forked_job(const Plan& plan, bool by_index, bool sized, std::size_t size, std::size_t workers) {
+/// `by_index`: workers find items by their index. `claims`: and share them out among themselves.
+inline ForkedJob make_forked_job(const Plan& plan, bool by_index, bool claims, bool sized, std::size_t size,
+                                 std::size_t workers) {
   constexpr std::size_t most_workers = 60'000;
   constexpr std::size_t most_window = std::size_t{1} << 16;
   constexpr std::size_t memory_for_items = std::size_t{1} << 22;
   ForkedJob job;
   job.size = size;
   job.workers = std::min(workers, most_workers);
-  job.claims = by_index && !plan.keyed;  // keys are made by the driver, item by item
+  job.claims = claims;
   job.sends_items = !by_index;
   job.one_by_one = !job.claims || plan.measured();
   if (job.one_by_one) job.watchers = static_cast<int>(cpus_of_affinity()) - 1;  // one is for the driver

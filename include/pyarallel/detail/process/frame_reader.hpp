@@ -32,7 +32,7 @@ class FrameReader {
       head_ = head;
       collected_.clear();
     }
-    const auto length = static_cast<std::size_t>(head_->length);
+    const std::size_t length = head_->length;
     const std::size_t padded = length + (8 - length % 8) % 8;
     if (collected_.empty() && ring_.front().size() >= length && ring_.size() >= padded) {
       unread_ = padded;  // decoded where it is

@@ -35,6 +35,9 @@
 #endif
 
 #include "pyarallel/detail/fmt.hpp"
+#if PYARALLEL_HAS_NAMED_MEMORY
+#include "pyarallel/detail/process/descriptor.hpp"
+#endif
 
 namespace pyarallel::detail {
 
@@ -75,8 +78,8 @@ class SharedMemory {
   /// lock, and whatever one leaves unfinished the next one completes.
   static SharedMemory named(const std::string& name, std::size_t size) {
     const Descriptor file{retried([&] { return ::shm_open(name.c_str(), O_RDWR | O_CREAT, S_IRUSR | S_IWUSR); })};
-    if (file.number < 0) throw failed("cannot open", name, errno);  // it is closed on exec: POSIX says so
-    const struct stat about = about_file(file.number, name);
+    if (!file) throw failed("cannot open", name, errno);  // it is closed on exec: POSIX says so
+    const struct stat about = about_file(file.get(), name);
     if (!S_ISREG(about.st_mode)) throw refused(name, "is not a regular file");
     if (about.st_uid != ::geteuid()) throw refused(name, fmt::format("belongs to the user {}", about.st_uid));
     if ((about.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
@@ -86,13 +89,13 @@ class SharedMemory {
     if (about.st_size < static_cast<off_t>(size)) {
       // Whoever made it was killed before it had its size, or is about to give it its size. Not so if it
       // has content and is still too short after that was read.
-      if (!blank(file.number, name) && about_file(file.number, name).st_size < static_cast<off_t>(size)) {
+      if (!blank(file.get(), name) && about_file(file.get(), name).st_size < static_cast<off_t>(size)) {
         throw refused(name, fmt::format("has {} bytes", about.st_size));
       }
-      grow(file.number, name, size);
+      grow(file.get(), name, size);
     }
     SharedMemory memory;
-    void* const mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file.number, 0);
+    void* const mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
     if (mapped == MAP_FAILED) throw failed("cannot map", name, errno);
     memory.data_ = static_cast<std::byte*>(mapped);
     memory.size_ = size;
@@ -112,17 +115,6 @@ class SharedMemory {
 
  private:
 #if PYARALLEL_HAS_NAMED_MEMORY
-  struct Descriptor {
-    explicit Descriptor(int opened) noexcept : number(opened) {}
-    Descriptor(const Descriptor&) = delete;
-    Descriptor& operator=(const Descriptor&) = delete;
-    ~Descriptor() {
-      if (number >= 0) ::close(number);
-    }
-
-    const int number;
-  };
-
   static std::system_error failed(const char* doing, const std::string& name, int error) {
     return {error, std::generic_category(), fmt::format("pyarallel: {} the shared memory \"{}\"", doing, name)};
   }

@@ -64,7 +64,7 @@ struct alignas(64) WorkerStatus {
   std::atomic<std::uint32_t> items{0};       // begun by this process
   std::atomic<std::uint64_t> block{0};
   std::atomic<std::uint64_t> current{0};
-  std::atomic<std::uint64_t> entry{0};  // of the work queue, + 1
+  std::atomic<std::size_t> entry{no_entry};  // of the work queue
   std::atomic<Waits> waits{Waits::no};
   Word wants_bytes{0};  // of the item that its entry promises
   alignas(64) std::atomic<std::uint64_t> rest{0};
@@ -72,7 +72,8 @@ struct alignas(64) WorkerStatus {
   /// For the next process. Others may look at `rest` meanwhile, which is empty.
   void reset() noexcept {
     stage.store(Stage::starting, std::memory_order_relaxed);
-    for (auto* word : {&attempt, &block, &current, &entry}) word->store(0, std::memory_order_relaxed);
+    for (auto* word : {&attempt, &block, &current}) word->store(0, std::memory_order_relaxed);
+    entry.store(no_entry, std::memory_order_relaxed);
     attempts.store(0, std::memory_order_relaxed);
     items.store(0, std::memory_order_relaxed);
     waits.store(Waits::no, std::memory_order_relaxed);
@@ -95,12 +96,12 @@ enum class FrameKind : std::uint32_t {
 };
 
 struct FrameHead {
-  std::uint64_t length = 0;  // of what follows
+  std::size_t length = 0;  // of what follows
   FrameKind kind = FrameKind::value;
   std::int32_t attempts = 0;
-  std::uint64_t index = 0;
-  std::uint64_t count = 0;
-  std::uint64_t entry = 0;  // of the work queue, + 1
+  std::size_t index = 0;
+  std::size_t count = 0;
+  std::size_t entry = no_entry;  // of the work queue, if it came from there
   std::int64_t nanoseconds = 0;
 };
 

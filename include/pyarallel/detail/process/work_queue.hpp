@@ -20,6 +20,8 @@
 
 namespace pyarallel::detail {
 
+inline constexpr std::size_t no_entry = ~std::size_t{0};
+
 /// One piece of work, in shared memory. The parent writes it while nobody has it.
 struct WorkEntry {
   std::atomic<std::uint64_t> state{0};  // ticket << 16 | owner + 1; no owner: it waits

@@ -269,7 +269,7 @@ class Worker final : public WorkerLink, private AttemptWatch {
     const std::size_t count = next - block.first;
     // Rounded up: what ran took some time.
     const auto items = static_cast<std::int64_t>(std::max<std::size_t>(count, 1));
-    if (count > 0 || entry_ != 0) {
+    if (count > 0 || entry_ != no_entry) {
       send_frame({.kind = FrameKind::block,
                   .index = block.first,
                   .count = count,
@@ -287,7 +287,7 @@ class Worker final : public WorkerLink, private AttemptWatch {
 
   void run_entry(std::size_t number) {
     const WorkEntry& entry = queue_[number];
-    entry_ = number + 1;
+    entry_ = number;
     status_.entry.store(entry_, std::memory_order_release);
     if (!job_.one_by_one) {
       mark_ = std::chrono::steady_clock::now();
@@ -298,8 +298,8 @@ class Worker final : public WorkerLink, private AttemptWatch {
       if (entry.attempts > 0) so_far.error = still_failed_;
       run_one(entry.range.first, std::move(so_far));
     }
-    entry_ = 0;
-    status_.entry.store(0, std::memory_order_release);
+    entry_ = no_entry;
+    status_.entry.store(no_entry, std::memory_order_release);
   }
 
   void run_one(std::size_t index, Outcome so_far) {
@@ -313,12 +313,12 @@ class Worker final : public WorkerLink, private AttemptWatch {
     std::exception_ptr unreadable;
     std::span<const std::byte> bytes;
     try {
-      if (job_.sends_items) bytes = receive(entry_ - 1);
+      if (job_.sends_items) bytes = receive(entry_);
     } catch (...) {
       unreadable = std::current_exception();
     }
     if (unreadable) {
-      send(Resolved{.index = index, .slot = 0, .error = unreadable, .ran = true, .receipt = {.attempts = 1}}, {}, {});
+      send(Resolved{.index = index, .error = unreadable, .receipt = {.attempts = 1}}, {}, {});
     } else {
       work_.run_one(index, bytes, std::move(so_far), task_, *this);
     }
@@ -416,7 +416,7 @@ class Worker final : public WorkerLink, private AttemptWatch {
     constexpr std::array<std::byte, 8> zeros{};
     const auto padding = std::span{zeros}.first((8 - head.length % 8) % 8);
     const std::array parts{std::as_bytes(std::span{&head, 1}), bytes, more, std::span<const std::byte>{padding}};
-    const std::size_t size = sizeof head + static_cast<std::size_t>(head.length) + padding.size();
+    const std::size_t size = sizeof head + head.length + padding.size();
     const auto tell = [this] { tell_parent(); };
     if (size <= outbox_.capacity() / 2) {
       // In one piece, so that the parent can decode it where it is.
@@ -468,7 +468,7 @@ class Worker final : public WorkerLink, private AttemptWatch {
   Task task_;
   Pace pace_;
   std::size_t items_ = 0;                       // run so far
-  std::uint64_t entry_ = 0;                     // of the work queue, in hand, + 1
+  std::size_t entry_ = no_entry;                // of the work queue, in hand
   std::chrono::steady_clock::time_point mark_;  // when the last block ended
   Duration elapsed_before_{};                   // of the item in hand, elsewhere
   std::optional<TimePoint> first_start_;

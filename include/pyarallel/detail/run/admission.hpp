@@ -67,7 +67,9 @@ class Window {
 template <class Runner, class Items>
 class Admission {
  public:
-  Admission(Runner& runner, std::size_t window) : runner_(runner), puller_(runner.items()), window_(window) {}
+  /// `looks`: whether the driver has to look at the items, or workers find them by their index.
+  Admission(Runner& runner, std::size_t window, bool looks = true)
+      : runner_(runner), puller_(runner.items()), window_(window), looks_(looks) {}
 
   Window<Items>& window() noexcept { return window_; }
 
@@ -83,36 +85,49 @@ class Admission {
   std::optional<std::size_t> pull() {
     if (ended_ || window_.full() || !may_admit()) return std::nullopt;
     std::size_t place = 0;
-    const bool read = runner_.driver().guarded([&] {
-      ended_ = !puller_.has_next();
-      if (ended_) return;
+    const bool read = this->read([&] {
       place = window_.find_place();
-      puller_.take(window_[place].item);
+      if (looks_) {
+        puller_.take(window_[place].item);
+      } else {
+        puller_.skip();
+      }
       window_.fill();
       window_[place].index = runner_.next_index();
     });
-    ended_ = ended_ || !read;
-    if (ended_) return std::nullopt;
-    if (runner_.admit(window_[place].index, window_[place].item)) return place;
+    if (!read) return std::nullopt;
+    if (runner_.admit(window_[place].index, place, window_[place].item)) return place;
     reject(place);
     return std::nullopt;
+  }
+
+  /// The same for an item that is done with before the next one is wanted: it takes no place. Its index. With
+  /// `alone`, nothing if there is anything else in the window.
+  std::optional<std::size_t> pull_into(Kept<Items>& item, bool alone) {
+    if (ended_ || (alone ? !window_.empty() : window_.full()) || !may_admit()) return std::nullopt;
+    if (!read([&] { puller_.take(item); })) return std::nullopt;
+    return runner_.next_index();
   }
 
   /// The item in this place cannot run, and so the call fails: nothing more is admitted.
   void reject(std::size_t place) {
     ended_ = true;
-    settle({.index = 0, .slot = place, .error = nullptr, .ran = false, .receipt = {}, .interrupted = false});
+    settle({.slot = place, .ran = false});
   }
 
-  void settle(Resolved item) {
+  void settle(Resolved&& item) {
     item.index = window_[item.slot].index;
-    window_.clear(item.slot);
-    runner_.settle(item);
+    const std::size_t slot = item.slot;
+    window_[slot].item.reset();
+    if (runner_.settle(item)) free(slot);
   }
+
+  /// The slot may have another item.
+  void free(std::size_t slot) { window_.clear(slot); }
 
   /// Nothing more is to be pulled.
   bool ended() const noexcept { return ended_; }
-  /// And everything is resolved.
+  /// And all slots are free.
   bool finished() const noexcept { return ended_ && window_.empty(); }
   /// The input is known to have no more items.
   bool exhausted() const noexcept {
@@ -120,6 +135,17 @@ class Admission {
   }
 
  private:
+  /// Calls take_it() if there is a next item. False if not, or if the source threw.
+  template <class TakeIt>
+  bool read(TakeIt take_it) {
+    const bool read = runner_.driver().guarded([&] {
+      ended_ = !puller_.has_next();
+      if (!ended_) take_it();
+    });
+    ended_ = ended_ || !read;
+    return !ended_;
+  }
+
   bool may_admit() {
     return !runner_.run().closed() && !(runner_.plan().timeout && runner_.run().stop_if_due(clock().now()));
   }
@@ -127,6 +153,7 @@ class Admission {
   Runner& runner_;
   Puller<Items> puller_;
   Window<Items> window_;
+  const bool looks_;
   bool ended_ = false;
 };
 

@@ -6,7 +6,7 @@
 
 #include "pyarallel/detail/run/forked.hpp"
 #include "pyarallel/detail/run/indexed.hpp"
-#include "pyarallel/detail/run/item_runner.hpp"
+#include "pyarallel/detail/run/map_runner.hpp"
 #include "pyarallel/detail/run/plan.hpp"
 #include "pyarallel/detail/run/pulled.hpp"
 #include "pyarallel/detail/run/source.hpp"
@@ -23,19 +23,19 @@ MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>
   const Plan plan = make_plan(options, takes_task);
   if (std::ranges::sized_range<Items> && known_size(items) == 0) return {};
 
+  using Runner = MapRunner<R, Items, Invoke>;
+  const auto run_to_the_end = [](auto&& run) {
+    run.run();
+    return run.runner().finish(run.exhausted());
+  };
   if constexpr (Serializable<R>) {
-    if (plan.forks()) return ForkedRun<R, Items, Invoke>{items, invoke, options, plan}.run();
+    if (plan.forks()) return run_to_the_end(ForkedRun<Runner, Items>{items, invoke, options, plan});
   }
-  using Runner = ItemRunner<R, Items, Invoke>;
-  Runner runner{items, invoke, options, plan};
   if constexpr (IndexedInput<Items>) {
-    if (!plan.keyed) {  // keys are made by the driver, item by item
-      IndexedRun<Runner, Items>{runner}.run();
-      return runner.finish(true);
-    }
+    // Keys are made by the driver, item by item.
+    if (!plan.keyed) return run_to_the_end(IndexedRun<Runner, Items>{items, invoke, options, plan});
   }
-  PulledRun<Runner, Items> pulled{runner};
-  return runner.finish(pulled.run());
+  return run_to_the_end(PulledRun<Runner, Items>{items, invoke, options, plan});
 }
 
 }  // namespace pyarallel::detail

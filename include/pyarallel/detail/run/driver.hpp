@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <exception>
+#include <optional>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -21,20 +22,19 @@ class Driver {
   explicit Driver(Run& run) : run_(run) {}
   Driver(const Driver&) = delete;
   Driver& operator=(const Driver&) = delete;
+  ~Driver() { send_home(); }
 
   /// Runs code of the user that is no item's, on the calling thread: what it throws ends the run and
   /// leaves the call. False then.
-  bool guarded(FunctionRef<void()> code) {
-    std::exception_ptr exception;
+  template <class Code>
+  bool guarded(Code&& code) {
     try {
       code();
       return true;
     } catch (...) {
-      exception = std::current_exception();
+      fail(std::current_exception());
+      return false;
     }
-    call_failed_ = true;
-    run_.fail_call(std::move(exception));
-    return false;
   }
 
   /// Code of the user has thrown: none of it runs again.
@@ -48,26 +48,25 @@ class Driver {
     ThreadPool::instance().open(job);
     work(0);
     ThreadPool::instance().close(job);
+    job_ = nullptr;
   }
 
-  /// Runs work(worker) on pooled threads, and drive() here. `at_once` threads from the start; the others
-  /// by call_another(). When this returns, all workers have left.
-  void with_workers(std::size_t workers, std::size_t at_once, FunctionRef<void(std::size_t)> work,
-                    FunctionRef<bool()> has_work, FunctionRef<void()> drive) {
-    Handover& handover = run_.handover();
-    const auto body = [&](std::size_t worker) noexcept {
-      handover.enter();
-      work(worker);
-      handover.leave();
-    };
-    ThreadPool::Job job{0, workers, at_once, body, has_work};
-    job_ = &job;
-    guarded([&] {
-      if (!ThreadPool::instance().open(job)) throw no_thread();
-      drive();
-    });
-    handover.close();
-    ThreadPool::instance().close(job);
+  /// From now on work(worker) runs on up to `workers` pooled threads: `at_once` from the start, the others by
+  /// call_another(). Both callables must live until send_home(). std::system_error if no thread can be had.
+  void call_workers(std::size_t workers, std::size_t at_once, FunctionRef<void(std::size_t)> work,
+                    FunctionRef<bool()> has_work) {
+    shift_.emplace(run_.handover(), workers, at_once, work, has_work);
+    job_ = &shift_->job;
+    if (!ThreadPool::instance().open(*job_)) throw no_thread();
+  }
+
+  /// When this returns, all workers have left.
+  void send_home() {
+    if (!shift_) return;
+    run_.handover().close();
+    ThreadPool::instance().close(*job_);
+    job_ = nullptr;
+    shift_.reset();
   }
 
   /// There is work again for workers that found none and left (any worker).
@@ -81,14 +80,13 @@ class Driver {
   }
 
   /// Admits while admit() can, settles outcomes, and keeps the time, until finished(), or the run is
-  /// closed and nobody is inside any more. `until_left`: finished() depends on workers that leave, not
-  /// on outcomes.
+  /// closed and nobody is inside any more. May be called again after that. `until_left`: finished() depends on workers
+  /// that leave, not on outcomes.
   void drive(FunctionRef<bool()> admit, FunctionRef<void(Resolved&)> settle, FunctionRef<bool()> finished,
              bool until_left) {
     constexpr int admitted_at_once = 64;  // so that callbacks do not wait for a large window to fill
     const Plan& plan = run_.plan();
     Workplace& workplace = run_.workplace();
-    std::vector<Resolved> outcomes;
     while (true) {
       int admitted = 0;
       while (admitted < admitted_at_once && admit()) ++admitted;
@@ -97,7 +95,7 @@ class Driver {
       const bool closed = run_.closed();
       if (closed) {
         for (const std::size_t slot : workplace.close()) {
-          Resolved item{.index = 0, .slot = slot, .error = nullptr, .ran = false, .receipt = {}, .interrupted = false};
+          Resolved item{.slot = slot, .ran = false};
           settle(item);
         }
         if (workplace.nobody_inside()) return;
@@ -109,20 +107,46 @@ class Driver {
         due = std::min(run_.deadline(), run_.stop_late_attempts(now));
       }
       if (admitted == admitted_at_once) due = TimePoint::min();  // there may be room for more
-      workplace.collect(outcomes, closed || until_left, due);
-      for (Resolved& item : outcomes) settle(item);
+      workplace.collect(outcomes_, closed || until_left, due);
+      for (Resolved& item : outcomes_) settle(item);
     }
   }
 
  private:
+  void fail(std::exception_ptr exception) {
+    call_failed_ = true;
+    run_.fail_call(std::move(exception));
+  }
+
   static std::system_error no_thread() {
     return {std::make_error_code(std::errc::resource_unavailable_try_again),
             "pyarallel: no worker thread can be started"};
   }
 
+  /// Pooled threads that come, work and leave.
+  struct Shift {
+    Shift(Handover& place, std::size_t workers, std::size_t at_once, FunctionRef<void(std::size_t)> work_as,
+          FunctionRef<bool()> has_work)
+        : handover(place), work(work_as), job(0, workers, at_once, *this, has_work) {}
+    Shift(const Shift&) = delete;
+    Shift& operator=(const Shift&) = delete;
+
+    void operator()(std::size_t worker) noexcept {
+      handover.enter();
+      work(worker);
+      handover.leave();
+    }
+
+    Handover& handover;
+    FunctionRef<void(std::size_t)> work;
+    ThreadPool::Job job;
+  };
+
   Run& run_;
   bool call_failed_ = false;
+  std::optional<Shift> shift_;
   ThreadPool::Job* job_ = nullptr;
+  std::vector<Resolved> outcomes_;
 };
 
 }  // namespace pyarallel::detail

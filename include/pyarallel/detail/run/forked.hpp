@@ -22,18 +22,18 @@
 #include "pyarallel/detail/parallelism.hpp"
 #include "pyarallel/detail/process/forked_work.hpp"
 #include "pyarallel/detail/run/admission.hpp"
-#include "pyarallel/detail/run/item_runner.hpp"
+#include "pyarallel/detail/run/map_runner.hpp"
 #include "pyarallel/detail/run/source.hpp"
 
 namespace pyarallel::detail {
 
-template <class R, class Items, class Invoke>
+template <class Runner, class Items>
 class ForkedRun final : private ForkedWork {
  public:
-  using Runner = ItemRunner<R, Items, Invoke>;
-  using Options = typename Runner::Options;
+  static constexpr bool runs_in_this_process = false;
 
-  ForkedRun(Items& items, Invoke& invoke, const Options& options, const Plan& plan)
+  template <class Invoke>
+  ForkedRun(Items& items, Invoke& invoke, const typename Runner::Options& options, const Plan& plan)
       : job_(job_for(items, plan)),
         crew_(plan.make_crew(plan, job_)),
         runner_(items, invoke, options, plan,
@@ -42,26 +42,52 @@ class ForkedRun final : private ForkedWork {
                  .state = &crew_->run_state(),
                  .workplace = crew_.get()}) {
     if constexpr (by_index) first_.emplace(std::ranges::begin(items));
-  }
-
-  MapResult<R> run() {
-    bool known_end = true;
     if (job_.claims) {
       runner_.all_admitted();
-      crew_->run(runner_.run(), runner_.driver(), *this);
     } else {
-      admission_.emplace(runner_, job_.entries);
-      if (admission_->begin()) crew_->run(runner_.run(), runner_.driver(), *this);
-      known_end = admission_->exhausted();
+      admission_.emplace(runner_, job_.entries, !by_index || plan.keyed);
     }
-    return runner_.finish(known_end);
+  }
+  ForkedRun(const ForkedRun&) = delete;
+  ForkedRun& operator=(const ForkedRun&) = delete;
+
+  Runner& runner() noexcept { return runner_; }
+  /// Where the driver admits items.
+  Admission<Runner, Items>& admission() noexcept { return *admission_; }
+  /// The input is known to have no more items.
+  bool exhausted() const noexcept { return !admission_ || admission_->exhausted(); }
+
+  /// From beginning to end.
+  void run() {
+    if (!begin()) return;
+    const auto never = [] { return false; };
+    advance(never);
+    end();
   }
 
+  /// False if there is nothing to do.
+  bool begin() {
+    if (admission_ && !admission_->begin()) return false;
+    crew_->begin(runner_.run(), runner_.driver(), *this);
+    return true;
+  }
+
+  /// As in PulledRun.
+  bool workers_matter() const noexcept { return true; }
+
+  /// Goes on until enough() or, sooner or later, nothing is left to do.
+  void advance(FunctionRef<bool()> enough) { crew_->advance(enough); }
+
+  /// When this returns, no worker is left.
+  void end() { crew_->end(); }
+
  private:
+  using R = typename Runner::Result;
   using Item = item_t<Items>;
   static constexpr bool by_index = IndexedInput<Items>;
   // Workers make such values where the result will have them.
-  static constexpr bool in_place = by_index && std::is_trivially_copyable_v<R> && !has_codec_of_its_own<R>();
+  static constexpr bool in_place =
+      Runner::keeps_values_by_index && by_index && std::is_trivially_copyable_v<R> && !has_codec_of_its_own<R>();
   // Chunks so small that one receipt for each of their items takes less than one for each of them.
   static constexpr std::size_t few = 8;
 
@@ -79,16 +105,6 @@ class ForkedRun final : private ForkedWork {
    private:
     alignas(R) std::byte storage_[sizeof(R)];
   };
-
-  static ForkedJob job_for(Items& items, const Plan& plan) {
-    if (!by_index && !Serializable<Item>) {
-      throw std::invalid_argument(
-          "executor: Executor::process sends the items of an input that is not random access to its workers, and "
-          "there is no Codec for their type; specialise pyarallel::Codec for it, or put the items into a std::vector");
-    }
-    const std::size_t size = known_size(items);
-    return make_forked_job(plan, by_index, Runner::sized, size, Runner::worker_count(plan, size));
-  }
 
   // The driver -----------------------------------------------------------------------------------------
 
@@ -123,13 +139,13 @@ class ForkedRun final : private ForkedWork {
 
   Records& records() override { return runner_.records(); }
 
-  void keep_value(std::size_t index, std::span<const std::byte> bytes) override {
-    ::new (static_cast<void*>(runner_.place(index))) R(Codec<R>::decode(bytes));
+  void keep_value(const Resolved& item, std::span<const std::byte> bytes) override {
+    ::new (static_cast<void*>(runner_.place(item.index, item.slot))) R(Codec<R>::decode(bytes));
   }
 
   // A worker -------------------------------------------------------------------------------------------
 
-  std::exception_ptr initialize() override { return runner_.initialize_worker(); }
+  std::exception_ptr initialize() override { return runner_.try_worker_init(); }
 
   Task new_task(std::size_t worker) override { return runner_.new_task(worker); }
 
@@ -139,7 +155,7 @@ class ForkedRun final : private ForkedWork {
     Task task = given_task;
     std::atomic<std::uint64_t>& current = worker.current_item();
     const First first = first_;
-    R* const values = in_place ? runner_.place(0) : value_.place();
+    R* const values = place_of(0);
     for (std::size_t index = block.first; index < block.last; ++index) {
       current.store(index, std::memory_order_release);  // it begins, and those before it are done
       if (may_be_closed && runner_.run().closed()) return index;
@@ -156,9 +172,18 @@ class ForkedRun final : private ForkedWork {
   void run_one(std::size_t index, std::span<const std::byte> bytes, Outcome so_far, Task& task,
                WorkerLink& worker) override {
     with_item(first_, index, bytes, worker, [&](auto& item) {
-      R* const place = in_place ? runner_.place(index) : value_.place();
+      R* const place = place_of(index);
       send(runner_.template run_through<Through::attempts>(task, index, item, place, std::move(so_far)), place, worker);
     });
+  }
+
+  /// Where the item's value is made.
+  R* place_of([[maybe_unused]] std::size_t index) noexcept {
+    if constexpr (in_place) {
+      return runner_.place(index);
+    } else {
+      return value_.place();
+    }
   }
 
   /// `use` of the item, wherever it is; it does not throw. False if the item could not be read.
@@ -190,12 +215,7 @@ class ForkedRun final : private ForkedWork {
   }
 
   static Resolved outcome(std::size_t index, std::exception_ptr error) {
-    return {.index = index,
-            .slot = 0,
-            .error = std::move(error),
-            .ran = true,
-            .receipt = {.duration = {}, .attempts = 1},
-            .interrupted = false};
+    return {.index = index, .error = std::move(error), .receipt = {.duration = {}, .attempts = 1}};
   }
 
   /// Sends an outcome, and ends the life of the value here.
@@ -221,6 +241,18 @@ class ForkedRun final : private ForkedWork {
       worker.send(resolved, bytes_, more);
     }
     std::destroy_at(value);
+  }
+
+  static ForkedJob job_for(Items& items, const Plan& plan) {
+    if (!by_index && !Serializable<Item>) {
+      throw std::invalid_argument(
+          "executor: Executor::process sends the items of an input that is not random access to its workers, and "
+          "there is no Codec for their type; specialise pyarallel::Codec for it, or put the items into a std::vector");
+    }
+    const std::size_t size = known_size(items);
+    // Keys are made by the driver, item by item.
+    const bool claims = by_index && Runner::keeps_values_by_index && !plan.keyed;
+    return make_forked_job(plan, by_index, claims, Runner::sized, size, Runner::worker_count(plan, size));
   }
 
   const ForkedJob job_;

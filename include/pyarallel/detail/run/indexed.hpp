@@ -19,9 +19,19 @@ namespace pyarallel::detail {
 template <class Runner, class Items>
 class IndexedRun {
  public:
-  explicit IndexedRun(Runner& runner)
-      : runner_(runner), first_(std::ranges::begin(runner.items())), claims_(runner.size(), runner.workers()) {}
+  template <class Invoke>
+  IndexedRun(Items& items, Invoke& invoke, const typename Runner::Options& options, const Plan& plan)
+      : runner_(items, invoke, options, plan, {.receipts = plan.measured()}),
+        first_(std::ranges::begin(items)),
+        claims_(runner_.size(), runner_.workers()) {}
+  IndexedRun(const IndexedRun&) = delete;
+  IndexedRun& operator=(const IndexedRun&) = delete;
 
+  Runner& runner() noexcept { return runner_; }
+  /// The input is known to have no more items.
+  bool exhausted() const noexcept { return true; }
+
+  /// From beginning to end.
   void run() {
     const Plan& plan = runner_.plan();
     runner_.all_admitted();
@@ -30,7 +40,11 @@ class IndexedRun {
     if (plan.runs_inline() || (runner_.workers() == 1 && !plan.needs_driver())) {
       work(0);
     } else if (plan.needs_driver()) {
-      runner_.driver().with_workers(runner_.workers(), runner_.workers(), work_as, has_work, [this] { drive(); });
+      runner_.driver().guarded([&] {
+        runner_.driver().call_workers(runner_.workers(), runner_.workers(), work_as, has_work);
+        drive();
+      });
+      runner_.driver().send_home();
     } else {
       runner_.driver().take_part(runner_.workers(), work_as, has_work);
     }
@@ -65,14 +79,11 @@ class IndexedRun {
     while (!run.closed()) {
       const Range claim = claims_.take(pace.most(), pace.least());
       if (claim.empty()) return;
-      if (!initialized) {
-        if (auto exception = runner_.initialize_worker()) {
-          run.fail_call(std::move(exception));
-          claims_.give_back(claim);
-          return;
-        }
-        initialized = true;
+      if (!initialized && !runner_.initialize_worker()) {
+        claims_.give_back(claim);
+        return;
       }
+      initialized = true;
       pace.begin();
       std::size_t next = claim.first;
       bool quick = true;
@@ -127,7 +138,7 @@ class IndexedRun {
     return true;
   }
 
-  Runner& runner_;
+  Runner runner_;
   const Iterator first_;
   Claims claims_;
 };

@@ -29,8 +29,9 @@ struct Plan {
   std::stop_token stop;
   std::function<void()> worker_init;
   bool keyed = false;
-  bool reported = false;    // on_result or on_progress
-  bool takes_task = false;  // fn wants a Task
+  bool reported = false;            // on_result or on_progress
+  bool takes_task = false;          // fn wants a Task
+  bool may_change_threads = false;  // the driver may be one thread now, and another later
 
   std::optional<std::size_t> max_tasks_per_worker;
   std::optional<std::size_t> worker_memory_limit;

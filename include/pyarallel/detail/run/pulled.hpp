@@ -9,92 +9,179 @@
 #include <utility>
 #include <vector>
 
-#include "pyarallel/detail/clock.hpp"
+#include "pyarallel/detail/function_ref.hpp"
 #include "pyarallel/detail/run/admission.hpp"
 #include "pyarallel/detail/run/claims.hpp"
-#include "pyarallel/detail/run/item_runner.hpp"
+#include "pyarallel/detail/run/handover.hpp"
+#include "pyarallel/detail/spin.hpp"
 
 namespace pyarallel::detail {
 
 template <class Runner, class Items>
 class PulledRun {
  public:
-  explicit PulledRun(Runner& runner)
-      : runner_(runner),
-        admission_(runner, runner.plan().window > 0 ? runner.plan().window : 2 * runner.workers()),
-        window_(admission_.window()) {}
+  static constexpr bool runs_in_this_process = true;
 
-  /// Returns whether the input is known to have ended.
-  bool run() {
-    if (admission_.begin()) {
-      if (runner_.plan().runs_inline()) {
-        run_inline();
-      } else {
-        run_with_workers();
-      }
-    }
-    return admission_.exhausted();
+  template <class Invoke>
+  PulledRun(Items& items, Invoke& invoke, const typename Runner::Options& options, const Plan& plan)
+      : runner_(items, invoke, options, plan, {.receipts = plan.measured()}),
+        admission_(runner_, plan.window > 0 ? plan.window : 2 * runner_.workers()),
+        window_(admission_.window()),
+        inline_(plan.runs_inline()),
+        nothing_but_fn_(!plan.measured()),
+        driver_may_run_(!inline_ && plan.items_at_once() == 0 && !plan.takes_task) {}
+  PulledRun(const PulledRun&) = delete;
+  PulledRun& operator=(const PulledRun&) = delete;
+
+  Runner& runner() noexcept { return runner_; }
+  Admission<Runner, Items>& admission() noexcept { return admission_; }
+  /// The input is known to have no more items.
+  bool exhausted() const noexcept { return admission_.exhausted(); }
+
+  /// From beginning to end.
+  void run() {
+    if (!begin()) return;
+    const auto never = [] { return false; };
+    advance(never);
+    end();
   }
+
+  /// False if there is nothing to do.
+  bool begin() {
+    if (!admission_.begin()) return false;
+    if (inline_) return true;
+    runner_.driver().guarded([this] { runner_.driver().call_workers(runner_.workers(), 0, work_, has_work_); });
+    return true;
+  }
+
+  /// Outcomes that are there already should not keep advance() from giving the workers more to do.
+  bool workers_matter() { return !inline_ && !tiny_items(nanoseconds_per_item_.load(std::memory_order_relaxed)); }
+
+  /// While items are tiny, handing them over would cost more than to run them: pulls one, and runs it here and now by
+  /// run_item(index, item). False if this is not the time for it, and advance() should see to it. `alone`: only if
+  /// there are no other items in the window.
+  template <class RunItem>
+  bool run_directly(RunItem run_item, bool alone) {
+    const double pace = nanoseconds_per_item_.load(std::memory_order_relaxed);
+    if (!nothing_but_fn_ || !tiny_items(pace) || !take_seat()) return false;
+    Kept<Items> item;
+    const auto index = admission_.pull_into(item, alone);
+    if (index) measured_sometimes([&] { run_item(*index, item.get()); });
+    leave_seat();
+    return index.has_value();
+  }
+
+  /// Goes on until enough() or, sooner or later, nothing is left to do.
+  void advance(FunctionRef<bool()> enough) {
+    if (inline_) {
+      while (!enough() && run_inline()) continue;
+      return;
+    }
+    const auto admit = [this] { return admit_one(); };
+    const auto settle = [this](Resolved& item) { admission_.settle(std::move(item)); };
+    const auto finished = [&] {
+      leave_seat();  // a worker may be waiting for it, and we for that worker
+      return enough() || admission_.finished();
+    };
+    runner_.driver().guarded([&] { runner_.driver().drive(admit, settle, finished, false); });
+  }
+
+  /// When this returns, all workers have left.
+  void end() { runner_.driver().send_home(); }
 
  private:
-  void run_inline() {
-    Task task = runner_.new_task(0);
-    bool initialized = false;
-    while (const auto place = admission_.pull()) {
-      const bool may_run = initialized || initialize_worker();
-      initialized = true;
-      admission_.settle(run_slot(*place, task, may_run));
+  struct Work {
+    PulledRun* run;
+    void operator()(std::size_t worker) const { run->work(worker); }
+  };
+  struct HasWork {
+    PulledRun* run;
+    bool operator()() const { return run->runner_.run().handover().items_waiting(); }
+  };
+
+  /// False if there are no more items.
+  bool run_inline() {
+    const auto place = admission_.pull();
+    if (!place) return false;
+    if (!task_) {
+      task_ = runner_.new_task(0);
+      may_run_inline_ = runner_.initialize_worker();
     }
+    admission_.settle(run_slot(*place, *task_, may_run_inline_));
+    return true;
   }
 
-  void run_with_workers() {
-    const auto work_as = [this](std::size_t worker) { work(worker); };
-    const auto has_work = [this] { return runner_.run().handover().items_waiting(); };
-    const auto admit = [this] {
-      const auto place = admission_.pull();
-      if (!place) return false;
-      if (better_run_here()) {
-        admission_.settle(run_here(*place));
-      } else if (!runner_.run().handover().offer(*place)) {
-        // If there is nobody to take it, the call fails, and the item is settled as one that never ran.
-        runner_.driver().guarded([this] { runner_.driver().call_another(); });
-      }
-      return true;
-    };
-    const auto settle = [this](Resolved& item) { admission_.settle(std::move(item)); };
-    const auto finished = [this] { return admission_.finished(); };
-    runner_.driver().with_workers(runner_.workers(), 0, work_as, has_work,
-                                  [&] { runner_.driver().drive(admit, settle, finished, false); });
-  }
-
-  /// False if it threw: the run is over.
-  bool initialize_worker() {
-    auto exception = runner_.initialize_worker();
-    if (exception) runner_.run().fail_call(exception);
-    return !exception;
-  }
-
-  /// Handing over an item costs a microsecond or more. While items take less, the driver, which has to
-  /// pull them anyway, runs them itself in the place of a worker that is free.
-  bool better_run_here() const {
-    constexpr double tiny = 1'000;
+  bool admit_one() {
+    const auto place = admission_.pull();
+    if (!place) return false;
     const double pace = nanoseconds_per_item_.load(std::memory_order_relaxed);
-    return pace > 0 && pace < tiny && runner_.plan().items_at_once() == 0 && !runner_.plan().takes_task &&
-           busy_workers_.load(std::memory_order_relaxed) < runner_.workers();
+    Handover& handover = runner_.run().handover();
+    if (better_run_here(pace) && take_seat()) {
+      admission_.settle(run_here(*place));
+    } else if (!handover.offer(*place, pace > 0 && pace < quick_time)) {
+      // If there is nobody to take it, the call fails, and the item is settled as one that never ran.
+      runner_.driver().guarded([this] { runner_.driver().call_another(); });
+    }
+    return true;
+  }
+
+  // Nanoseconds: handing over an item costs about as much; it takes less than to wake a worker; and less than
+  // a worker's share of many items.
+  static constexpr double tiny_time = 1'000;
+  static constexpr double quick_time = 5'000;
+  static constexpr double small_time = 20'000;
+
+  /// While items are tiny, the driver, which has to pull them anyway, runs them itself. While they are small, it
+  /// does so when the workers have not even taken the last one.
+  bool better_run_here(double pace) {
+    return tiny_items(pace) || (may_run_here(pace) && pace < small_time && runner_.run().handover().items_waiting());
+  }
+  bool tiny_items(double pace) const { return may_run_here(pace) && pace < tiny_time; }
+  bool may_run_here(double pace) const { return pace > 0 && driver_may_run_; }
+
+  /// In the place of a worker, if one is free: there are never more than `workers` calls at once.
+  bool take_seat() {
+    if (seated_) return true;
+    // Sequentially consistent, as in wait_for_seat(): of a worker and the driver that come at the same time, at
+    // least one sees the other.
+    driver_runs_.store(true, std::memory_order_seq_cst);
+    seated_ = true;
+    if (busy_workers_.load(std::memory_order_seq_cst) >= runner_.workers()) leave_seat();
+    return seated_;
+  }
+  void leave_seat() {
+    if (std::exchange(seated_, false)) driver_runs_.store(false, std::memory_order_release);
+  }
+
+  /// Until the driver has ended what it runs, if that is in this worker's place.
+  void wait_for_seat() {
+    busy_workers_.fetch_add(1, std::memory_order_seq_cst);
+    const auto free = [this] {
+      return !driver_runs_.load(std::memory_order_seq_cst) ||
+             busy_workers_.load(std::memory_order_seq_cst) < runner_.workers();
+    };
+    if (free() || spin_until(free)) return;
+    while (!free()) std::this_thread::sleep_for(std::chrono::microseconds{50});
   }
 
   Resolved run_here(std::size_t place) {
-    constexpr std::size_t looks_every = 32;
     Task task;
-    Resolved resolved = run_slot(place, task, true);
-    if (++run_here_ % looks_every == 0) {
-      const auto now = std::chrono::steady_clock::now();
-      const std::chrono::duration<double, std::nano> spent = now - run_here_mark_;
-      // Pulling included: where that is slow, the workers may as well have the items.
-      nanoseconds_per_item_.store(spent.count() / looks_every, std::memory_order_relaxed);
-      run_here_mark_ = now;
-    }
-    return resolved;
+    return measured_sometimes([&] { return run_slot(place, task, true); });
+  }
+
+  template <class Code>
+  auto measured_sometimes(Code code) {
+    constexpr std::size_t every = 29;
+    if (++run_here_ % every != 0) return code();
+    struct Measure {
+      ~Measure() {
+        const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - begun;
+        pace.store(spent.count(), std::memory_order_relaxed);
+      }
+      std::atomic<double>& pace;
+      const std::chrono::steady_clock::time_point begun = std::chrono::steady_clock::now();
+    } measure{nanoseconds_per_item_};
+    return code();
   }
 
   void work(std::size_t worker) {
@@ -104,10 +191,11 @@ class PulledRun {
     std::vector<std::size_t> mine;
     bool initialized = false;
     while (runner_.run().handover().exchange(outcomes, mine, pace.most())) {
-      busy_workers_.fetch_add(1, std::memory_order_relaxed);
-      const bool may_run = initialized || initialize_worker();
+      wait_for_seat();
+      const bool may_run = initialized || runner_.initialize_worker();
       initialized = true;
       pace.begin();
+      const auto begun = std::chrono::steady_clock::now();
       std::size_t done = 0;
       for (bool quick = true; done < mine.size() && quick;) {
         const std::size_t block = std::min(mine.size(), done + pace.block());
@@ -117,20 +205,20 @@ class PulledRun {
       }
       pace.end();
       pace.rest();
-      nanoseconds_per_item_.store(pace.nanoseconds_per_item(), std::memory_order_relaxed);
+      const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - begun;
+      nanoseconds_per_item_.store(spent.count() / static_cast<double>(done), std::memory_order_relaxed);
       mine.erase(mine.begin(), mine.begin() + static_cast<std::ptrdiff_t>(done));  // the rest goes back
-      busy_workers_.fetch_sub(1, std::memory_order_relaxed);
+      busy_workers_.fetch_sub(1, std::memory_order_release);
     }
   }
 
   Resolved run_slot(std::size_t place, Task& task, bool may_run) {
     auto& slot = window_[place];
-    Resolved resolved{
-        .index = slot.index, .slot = place, .error = nullptr, .ran = false, .receipt = {}, .interrupted = false};
+    Resolved resolved{.index = slot.index, .slot = place, .ran = false};
     if (may_run && !runner_.run().closed()) {
       auto& item = slot.item.get();
       resolved = runner_.through([&]<Through what>(std::integral_constant<Through, what>) {
-        Resolved outcome = runner_.template run_through<what>(task, slot.index, item, runner_.place(slot.index));
+        Resolved outcome = runner_.template run_through<what>(task, slot.index, item, runner_.place(slot.index, place));
         runner_.template record<what>(outcome);
         return outcome;
       });
@@ -140,13 +228,21 @@ class PulledRun {
     return resolved;
   }
 
-  Runner& runner_;
+  Runner runner_;
   Admission<Runner, Items> admission_;
   Window<Items>& window_;
   std::atomic<double> nanoseconds_per_item_{0};  // as last seen; 0 if never
   std::atomic<std::size_t> busy_workers_{0};
+  std::atomic<bool> driver_runs_{false};  // items
+  bool seated_ = false;                   // the same, for the driver
+  const bool inline_;
+  const bool nothing_but_fn_;  // concerns an item
+  const bool driver_may_run_;
   std::size_t run_here_ = 0;  // items that the driver ran
-  std::chrono::steady_clock::time_point run_here_mark_ = std::chrono::steady_clock::now();
+  std::optional<Task> task_;  // of items that run inline
+  bool may_run_inline_ = false;
+  Work work_{this};
+  HasWork has_work_{this};
 };
 
 }  // namespace pyarallel::detail

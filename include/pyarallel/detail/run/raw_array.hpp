@@ -83,6 +83,8 @@ class GrowingArray {
     }
   }
 
+  bool has(std::size_t index) const noexcept { return index < capacity_; }
+
   void grow_to(std::size_t size) {
     while (capacity_ < size) grow();
   }

@@ -198,12 +198,17 @@ class Run {
 
   // The end (driver, after everybody left) ---------------------------------------------------------------
 
-  /// `known_end`: nothing more could have been read from the input.
-  Summary finish(std::size_t size, bool known_end) {
+  /// How it ended. `known_end`: nothing more could have been read from the input.
+  RunStatus end(bool known_end) {
     on_stop_.reset();
+    return status(known_end);
+  }
+
+  /// The same, and the outcomes that are no values.
+  Summary finish(std::size_t size, bool known_end) {
     Summary summary;
     summary.size = size;
-    summary.status = status(known_end);
+    summary.status = end(known_end);
     if (!unrun_.empty()) summary.never_ran = placeholder(summary.status, "never ran");
     for (const Range& range : unrun_) {
       for (std::size_t index = range.first; index < range.last; ++index) {
@@ -217,10 +222,8 @@ class Run {
     return summary;
   }
 
-  /// Throws what fail_call() was given, if anything.
-  void rethrow_call_failure() {
-    if (exception_) std::rethrow_exception(exception_);
-  }
+  /// What fail_call() was given, if anything.
+  const std::exception_ptr& call_failure() const noexcept { return exception_; }
 
  private:
   struct CancelRun {

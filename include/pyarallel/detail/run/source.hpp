@@ -75,7 +75,7 @@ class Puller {
  public:
   explicit Puller(Items& items) : items_(items) {}
 
-  /// True if there is another element; then read it with take() before asking again.
+  /// True if there is another element; then take() or skip() it before asking again.
   bool has_next() {
     if (exhausted_) return false;
     if (!it_) {
@@ -92,6 +92,8 @@ class Puller {
     item.emplace(*it_);
     taken_ = true;
   }
+
+  void skip() noexcept { taken_ = true; }
 
   /// Known to have no more elements, without looking.
   bool exhausted() const noexcept { return exhausted_; }

@@ -13,9 +13,9 @@ namespace pyarallel::detail {
 /// An item whose outcome is final.
 struct Resolved {
   std::size_t index = 0;
-  std::size_t slot = 0;      // of a pulled item
-  std::exception_ptr error;  // null: it has a value
-  bool ran = true;           // false: the run stopped before its first attempt
+  std::size_t slot = 0;           // of a pulled item
+  std::exception_ptr error = {};  // null: it has a value
+  bool ran = true;                // false: the run stopped before its first attempt
   Receipt receipt = {};
   bool interrupted = false;  // true: it was running when the run ended, and was killed
 };
