@@ -14,17 +14,17 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <iterator>
 #include <new>
 #include <pyarallel.hpp>
+#include <pyarallel/progress.hpp>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "support/progress.hpp"
 #include "support/receipts.hpp"
+#include "support/stopwatch.hpp"
 
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
@@ -98,15 +98,15 @@ std::string_view cause_of(const pyarallel::Error& error, const fs::path& file) {
 
 int parse_all(const fs::path& top, bool are_samples) {
   const std::vector<fs::path> files = files_below(top);
-  demo::Progress progress("files");
+  const demo::Stopwatch stopwatch;
   const auto result = pyarallel::parallel_map(
       parse_file, files,
       {.executor = pyarallel::Executor::process,
        .retry = pyarallel::Retry{.attempts = 2, .on = pyarallel::retry_on<pyarallel::WorkerCrashed>},
        .task_timeout = 5s,
-       .on_progress = std::ref(progress),
+       .on_progress = pyarallel::ProgressBar{"files"},
        .worker_memory_limit = std::size_t{256} << 20});
-  const double seconds = progress.finish();
+  const double seconds = stopwatch.seconds();
 
   demo::Receipts receipts;
   for (const auto& [index, error] : result.failures()) {

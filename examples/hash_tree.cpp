@@ -13,9 +13,9 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <pyarallel.hpp>
+#include <pyarallel/progress.hpp>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -24,7 +24,6 @@
 #include <utility>
 #include <vector>
 
-#include "support/progress.hpp"
 #include "support/sha256.hpp"
 
 namespace fs = std::filesystem;
@@ -148,9 +147,7 @@ int hash_tree(const fs::path& top) {
   if (files.empty()) throw std::runtime_error("there is no file below " + printable(top));
   fmt::print("{}: {} files\n\n", printable(top), files.size());
 
-  demo::Progress progress("files");
-  const Result result = pyarallel::parallel_map(digest_file, files, {.on_progress = std::ref(progress)});
-  progress.finish();
+  const Result result = pyarallel::parallel_map(digest_file, files, {.on_progress = pyarallel::ProgressBar{"files"}});
 
   const std::uintmax_t bytes = total_bytes(result);
   fmt::print("   {} files hashed, {} bytes; {} failed\n", result.successes().size(), bytes, result.failures().size());

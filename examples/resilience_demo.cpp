@@ -11,17 +11,17 @@
 #include <cstddef>
 #include <cstdio>
 #include <exception>
-#include <functional>
 #include <optional>
 #include <pyarallel.hpp>
+#include <pyarallel/progress.hpp>
 #include <ranges>
 #include <string>
 #include <string_view>
 
 #include "support/api_client.hpp"
 #include "support/fake_api.hpp"
-#include "support/progress.hpp"
 #include "support/receipts.hpp"
+#include "support/stopwatch.hpp"
 
 using namespace std::chrono_literals;
 
@@ -80,7 +80,6 @@ void one_refusal_pauses_the_pool(Stage& stage) {
   stage.begin("One 429 pauses the whole pool",
               fmt::format("{} workers at full speed against a quota of {} calls a second (bursts of {}).", workers,
                           quota.calls_per_second, quota.burst));
-  demo::Progress progress("calls");
 
   // 2000 calls a second is far more than the API allows: nobody has told us its quota. But whatever
   // shares this limiter also shares the pause that a Retry-After asks for.
@@ -90,9 +89,8 @@ void one_refusal_pauses_the_pool(Stage& stage) {
                                               {.workers = workers,
                                                .rate_limit = limiter,
                                                .retry = pyarallel::Retry::for_http({.attempts = 5}),
-                                               .on_progress = std::ref(progress)});
+                                               .on_progress = pyarallel::ProgressBar{"calls"}});
 
-  progress.finish();
   const demo::Ledger server = stage.measured_by_server();
   const double retry_after = seconds(quota.retry_after);
   const double clock_tolerance = 0.02;
@@ -110,14 +108,12 @@ void one_refusal_pauses_the_pool(Stage& stage) {
 void a_rate_limit_stays_below_the_quota(Stage& stage) {
   stage.begin("A rate limit makes the quota a non-event",
               fmt::format("The same job, told the quota: {} calls a second.", quota.calls_per_second));
-  demo::Progress progress("calls");
 
   const auto fetch = [&](int id) { return stage.api.get(fmt::format("/items/{}", id)); };
   const auto result = pyarallel::parallel_map(
       fetch, std::views::iota(0, items),
-      {.workers = workers, .rate_limit = quota.calls_per_second, .on_progress = std::ref(progress)});
+      {.workers = workers, .rate_limit = quota.calls_per_second, .on_progress = pyarallel::ProgressBar{"calls"}});
 
-  progress.finish();
   const demo::Ledger server = stage.measured_by_server();
   const double share = server.throughput() / quota.calls_per_second;
   auto& receipts = stage.receipts;
@@ -134,14 +130,14 @@ void a_dead_endpoint_is_given_up(Stage& stage) {
   constexpr std::size_t error_limit = 10;
   stage.begin("A dead endpoint costs tens of calls, not thousands",
               fmt::format("{} items, all answered 500; max_errors = {}.", many, error_limit));
-  demo::Progress progress("calls");
+  const demo::Stopwatch stopwatch;
 
   const auto fetch = [&](int id) { return stage.api.get(fmt::format("/dead/{}", id)); };
-  const auto result =
-      pyarallel::parallel_map(fetch, std::views::iota(0, many),
-                              {.workers = workers, .max_errors = error_limit, .on_progress = std::ref(progress)});
+  const auto result = pyarallel::parallel_map(
+      fetch, std::views::iota(0, many),
+      {.workers = workers, .max_errors = error_limit, .on_progress = pyarallel::ProgressBar{"calls"}});
 
-  const double took = progress.finish();
+  const double took = stopwatch.seconds();
   const demo::Ledger server = stage.measured_by_server();
   const std::size_t called = server.requests;
   const std::size_t answered_500 = failures_of_type<pyarallel::HttpError>(result);
@@ -165,13 +161,14 @@ void a_missed_deadline_keeps_what_it_has(Stage& stage) {
   constexpr auto deadline = 600ms;
   stage.begin("A run that misses its deadline reports what it has",
               fmt::format("{} calls of 100 ms on 8 workers need 1.3 s; timeout = {} s.", many, seconds(deadline)));
-  demo::Progress progress("calls");
+  const demo::Stopwatch stopwatch;
 
   const auto fetch = [&](std::size_t id) { return stage.api.get(fmt::format("/slow/100/{}", id)); };
-  const auto result = pyarallel::parallel_map(fetch, std::views::iota(std::size_t{0}, many),
-                                              {.workers = 8, .timeout = deadline, .on_progress = std::ref(progress)});
+  const auto result =
+      pyarallel::parallel_map(fetch, std::views::iota(std::size_t{0}, many),
+                              {.workers = 8, .timeout = deadline, .on_progress = pyarallel::ProgressBar{"calls"}});
 
-  const double took = progress.finish();
+  const double took = stopwatch.seconds();
   const demo::Ledger server = stage.measured_by_server();
   const std::size_t have = result.successes().size();
   const std::size_t not_run = failures_of_type<pyarallel::TimeoutError>(result);
@@ -196,13 +193,13 @@ void slow_calls_overlap(Stage& stage) {
   constexpr double call_time = 0.3;
   stage.begin("Slow calls overlap",
               fmt::format("{} calls of {} s on {} workers: three call times.", many, call_time, callers));
-  demo::Progress progress("calls");
+  const demo::Stopwatch stopwatch;
 
   const auto fetch = [&](int id) { return stage.api.get(fmt::format("/slow/300/{}", id)); };
   const auto result = pyarallel::parallel_map(fetch, std::views::iota(0, many),
-                                              {.workers = callers, .on_progress = std::ref(progress)});
+                                              {.workers = callers, .on_progress = pyarallel::ProgressBar{"calls"}});
 
-  const double took = progress.finish();
+  const double took = stopwatch.seconds();
   const demo::Ledger server = stage.measured_by_server();
   const double ideal = call_time * many / callers;
   auto& receipts = stage.receipts;
