@@ -18,6 +18,7 @@
 #include <memory>
 #include <optional>
 #include <pyarallel.hpp>
+#include <pyarallel/detail/spin.hpp>
 #include <pyarallel/signal_stop.hpp>
 #include <stdexcept>
 #include <stop_token>
@@ -569,14 +570,13 @@ TEST_CASE("E3 a signal that meets a SignalStop that comes or goes tells one and 
       if (spin % 100 == 99) std::this_thread::yield();
     }
   };
-  // Each comes first now and then.
-  const auto hesitate = [](int steps) {
-    for (int i = 0; i < steps * 16; ++i) detail::pause_cpu();
+  // The other thread takes its time to see what has begun.
+  const auto hesitate = [](int round) {
+    for (int i = 0; i < round % 64 * 16; ++i) detail::pause_cpu();
   };
   std::jthread shooter([&] {
     for (int round = 1; round <= rounds; ++round) {
       wait_for(begun, round);
-      hesitate(round % 8);
       raise(SIGUSR1);
       raised = round;
     }
@@ -591,7 +591,7 @@ TEST_CASE("E3 a signal that meets a SignalStop that comes or goes tells one and 
     auto* const first = caught.add(SIGUSR1, outer);
     if (comes) {
       begun = round;
-      hesitate(round / 8 % 8);
+      hesitate(round);
       auto* const second = caught.add(SIGUSR1, inner);
       wait_for(raised, round);
       if (told() != 1 || old_calls != 0) ++wrong;
@@ -603,7 +603,7 @@ TEST_CASE("E3 a signal that meets a SignalStop that comes or goes tells one and 
       caught.remove(SIGUSR1, first);
     } else {
       begun = round;
-      hesitate(round / 8 % 8);
+      hesitate(round);
       caught.remove(SIGUSR1, first);
       wait_for(raised, round);
       if (told() + old_calls != 1) ++wrong;

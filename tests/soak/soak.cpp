@@ -1,9 +1,10 @@
-// Maps random workloads on forked workers while the workers are killed at random moments, and checks after
+// Maps and streams random workloads on forked workers while the workers are killed at random moments, and checks after
 // each call that nothing was lost and nothing ran twice: soak SECONDS [SEED].
 #include <fmt/core.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -86,6 +87,8 @@ struct Workload {
   std::size_t window;
   std::chrono::microseconds slowest;
   bool pulled;
+  bool streamed;
+  bool ordered;
   bool reported;
   bool retried;
   bool throws;
@@ -104,7 +107,7 @@ void run(const Workload& load, std::uint64_t seed, Make make) {
     static_cast<void>(task);
     return make(item);
   };
-  MapOptions<std::size_t, R> options{.workers = load.workers, .executor = runtime(Executor::process)};
+  Options options{.workers = load.workers, .executor = Executor::process};
   options.batch = Batch{.size = load.window, .chunk = load.chunk};
   options.worker_init = [] {
     for (auto& pid : shared().pids) {
@@ -119,21 +122,39 @@ void run(const Workload& load, std::uint64_t seed, Make make) {
 
   std::vector<std::size_t> items(load.items);
   std::iota(items.begin(), items.end(), std::size_t{0});
-  MapResult<R> result;
+  std::vector<ItemResult<R>> outcomes;
+  RunStatus status{};
+  const auto run_over = [&](auto& input) {
+    if (load.streamed) {
+      auto stream = parallel_iter(fn, input, options, {.ordered = load.ordered});
+      for (auto& item : stream) {
+        if (load.ordered && item.index != outcomes.size()) fail(fmt::format("item {} came too soon", item.index));
+        outcomes.push_back(std::move(item));
+      }
+      status = stream.status();
+      std::ranges::sort(outcomes, {}, &ItemResult<R>::index);
+    } else {
+      auto result = parallel_map(fn, input, options);
+      status = result.status();
+      outcomes = std::move(result).item_results();
+    }
+  };
   {
     const Killer killer{seed, load.kill_pause};
     if (load.pulled) {
       std::list<std::size_t> list(items.begin(), items.end());
-      result = parallel_map(fn, list, options);
+      run_over(list);
     } else {
-      result = parallel_map(fn, items, options);
+      run_over(items);
     }
   }
-  if (!result.complete()) fail("the run is not complete");
-  if (result.size() != load.items) fail("entries are missing");
+  if (status != RunStatus::completed) fail("the run is not complete");
+  if (outcomes.size() != load.items) fail(fmt::format("{} of {} items have an outcome", outcomes.size(), load.items));
   if (load.reported && reported != load.items) fail(fmt::format("{} of {} reported", reported, load.items));
   std::size_t crashed = 0;
-  for (const auto& item : result.item_results()) {
+  for (std::size_t index = 0; index < outcomes.size(); ++index) {
+    const ItemResult<R>& item = outcomes[index];
+    if (item.index != index) fail(fmt::format("item {} has no outcome, or more than one", index));
     const int starts = shared().starts[item.index];
     const bool fails = load.throws && item.index % 17 == 3;
     if (item.ok()) {
@@ -175,6 +196,8 @@ int main(int argc, char** argv) {
                   .window = one_of(0UL, 0UL, 7UL, 100UL),
                   .slowest = one_of(0us, 1us, 20us, 2'000us),
                   .pulled = one_of(false, true),
+                  .streamed = one_of(false, true),
+                  .ordered = one_of(false, true),
                   .reported = one_of(false, true),
                   .retried = one_of(false, true),
                   .throws = one_of(false, true),

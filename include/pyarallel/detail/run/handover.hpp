@@ -104,10 +104,12 @@ class Handover final : public Workplace {
       items_waiting_.store(true, std::memory_order_relaxed);
       workers_.notify_all();
     }
-    wait_for_items(lock);
+    const bool was_sentry = wait_for_items(lock);
     if (closed_) return false;
     waiting_.take(most, slots);
     items_waiting_.store(!waiting_.empty(), std::memory_order_relaxed);
+    // Nobody was told of those that are left, because there was a sentry.
+    if (was_sentry && !waiting_.empty()) workers_.notify_one();
     return true;
   }
 
@@ -120,9 +122,9 @@ class Handover final : public Workplace {
     waiting_.push_back(slot);
     items_waiting_.store(true, std::memory_order_relaxed);
     quick_ = quick;
-    if (quick && sentry_ && waiting_.size() < most_unseen) return true;
+    const bool seen_soon = quick && sentry_ > 0 && waiting_.size() < most_unseen;
     // Whoever looks out sees it, or looks again under the mutex before it sleeps.
-    if (sleeping_ + sentry_ > 0 && waiting_.size() > looking_out_) workers_.notify_one();
+    if (!seen_soon && sleeping_ + sentry_ > 0 && waiting_.size() > looking_out_) workers_.notify_one();
     return waiting_.size() <= sleeping_ + sentry_ + looking_out_;
   }
 
@@ -182,8 +184,10 @@ class Handover final : public Workplace {
     driver_.notify_one();
   }
 
-  void wait_for_items(std::unique_lock<std::mutex>& lock) {
+  /// True if it did so as the sentry, to the end.
+  bool wait_for_items(std::unique_lock<std::mutex>& lock) {
     int looks = 0;
+    bool as_sentry = false;
     while (waiting_.empty() && !closed_) {
       if (looking_out_ + 1 < cpus_) {
         ++looking_out_;
@@ -191,9 +195,11 @@ class Handover final : public Workplace {
         const bool seen = spin_until([this] { return items_waiting_.load(std::memory_order_relaxed); });
         lock = lock_soon(mutex_);
         --looking_out_;
+        as_sentry = false;
         if (seen || !waiting_.empty() || closed_) continue;
       }
-      if (quick_ && sentry_ == 0 && ++looks < most_looks) {
+      as_sentry = quick_ && sentry_ == 0 && ++looks < most_looks;
+      if (as_sentry) {
         sentry_ = 1;
         workers_.wait_for(lock, std::chrono::milliseconds{1});
         sentry_ = 0;
@@ -203,6 +209,7 @@ class Handover final : public Workplace {
         --sleeping_;
       }
     }
+    return as_sentry;
   }
 
   static constexpr std::size_t most_unseen = 64;  // quick items that wait before a second worker is woken

@@ -112,6 +112,10 @@ class PulledRun {
   }
 
   bool admit_one() {
+    if constexpr (Runner::keeps_values_by_index) {
+      const auto run_item = [this](std::size_t index, auto& item) { runner_.run_directly(index, item); };
+      if (run_directly(run_item, false)) return true;
+    }
     const auto place = admission_.pull();
     if (!place) return false;
     const double pace = nanoseconds_per_item_.load(std::memory_order_relaxed);
