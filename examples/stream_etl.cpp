@@ -6,10 +6,11 @@
 // 16 MiB, the exit status is not 0.
 #include <fmt/format.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
-#include <charconv>
-#include <cmath>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -24,6 +25,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 
 namespace fs = std::filesystem;
 using namespace pyarallel;
@@ -46,11 +48,10 @@ std::string csv_row(std::size_t row) {
 // Transform ----------------------------------------------------------------------------------------------
 
 double number_in(std::string_view field, const char* name) {
-  double number = 0;
-  const auto [end, error] = std::from_chars(field.data(), field.data() + field.size(), number);
-  if (error != std::errc{} || end != field.data() + field.size()) {
-    throw std::invalid_argument(fmt::format("{} is no number: \"{}\"", name, field));
-  }
+  const std::string text(field);
+  char* end = nullptr;
+  const double number = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0') throw std::invalid_argument(fmt::format("{} is no number: \"{}\"", name, text));
   return number;
 }
 
@@ -58,9 +59,10 @@ double number_in(std::string_view field, const char* name) {
 std::string transformed(const std::string& row) {
   std::array<std::string_view, 4> fields;
   std::size_t count = 0;
-  for (const auto field : std::views::split(std::string_view(row), ',')) {
-    if (count == fields.size()) throw std::invalid_argument("a row has 4 fields, this one has more");
-    fields[count++] = std::string_view(field.begin(), field.end());
+  for (std::size_t begin = 0; begin <= row.size(); ++count) {
+    const std::size_t end = std::min(row.find(',', begin), row.size());
+    if (count < fields.size()) fields[count] = std::string_view(row).substr(begin, end - begin);
+    begin = end + 1;
   }
   if (count != fields.size()) throw std::invalid_argument(fmt::format("a row has 4 fields, this one {}", count));
   const double celsius = number_in(fields[2], "temperature");

@@ -81,20 +81,30 @@ class ItemResult {
   template <class>
   friend struct detail::ItemResultAccess;
 
-  // A value of its own, or one that lives in the run's results: on_result must not move results of
-  // any size in and out for each call.
+  // A value of its own, or one that lives in the run: on_result and streams must not move results of any size in
+  // and out for each item.
   class Value {
    public:
     template <class... Args>
     explicit Value(std::in_place_type_t<R>, Args&&... args) : own_(std::in_place, std::forward<Args>(args)...) {}
     explicit Value(R* of_the_run) : of_the_run_(of_the_run) {}
-    template <class V>
-    void replace(V&& value) {
-      own_.emplace(std::forward<V>(value));
+    // Whoever moves it away owns it.
+    Value(Value&& other) noexcept(std::is_nothrow_move_constructible_v<R>) { take(other); }
+    Value& operator=(Value&& other) noexcept(std::is_nothrow_move_constructible_v<R>) {
+      if (this == &other) return *this;
+      own_.reset();
+      of_the_run_ = nullptr;
+      take(other);
+      return *this;
     }
+    ~Value() = default;
     R* get() const noexcept { return own_ ? std::addressof(*own_) : of_the_run_; }
 
    private:
+    void take(Value& other) {
+      if (R* const value = other.get()) own_.emplace(std::move(*value));
+    }
+
     mutable std::optional<R> own_;
     R* of_the_run_ = nullptr;
   };
@@ -133,13 +143,9 @@ struct ItemResultAccess {
   }
   template <class V>
   static void set_value(ItemResult<R>& item, V&& value) {
-    // The usual case of a result that is used again, and much less work.
-    if (auto* held = std::get_if<typename ItemResult<R>::Value>(&item.outcome_)) {
-      held->replace(std::forward<V>(value));
-      return;
-    }
     item.outcome_.template emplace<typename ItemResult<R>::Value>(std::in_place_type<R>, std::forward<V>(value));
   }
+  static void clear(ItemResult<R>& item) noexcept { item.outcome_ = std::monostate{}; }
   static void set_error(ItemResult<R>& item, Error error) { item.outcome_ = std::move(error); }
 };
 

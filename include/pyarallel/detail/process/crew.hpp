@@ -85,7 +85,10 @@ class ForkedCrew final : public Crew {
     });
   }
 
+  [[gnu::cold]] void abandon() noexcept override { abandoned_ = true; }
+
   [[gnu::cold]] void end() override {
+    if (run_ == nullptr) return;  // it never began
     end_workers(driver_->call_failed());
     if (!job_.claims) return;
     for (const Range& range : work_->records().gaps(job_.size)) run_->add_unrun(range);
@@ -622,8 +625,8 @@ class ForkedCrew final : public Crew {
     if (!run_->stopped()) return TimePoint::max();
     // Also where the run had ended before, and what runs was waited for.
     const StopReason reason = run_->stop_reason();
-    if (reason != StopReason::timed_out && reason != StopReason::cancelled && !plan_.stop.stop_requested() &&
-        now < run_->deadline()) {
+    if (!abandoned_ && reason != StopReason::timed_out && reason != StopReason::cancelled &&
+        !plan_.stop.stop_requested() && now < run_->deadline()) {
       return run_->deadline();
     }
     if (!killing_since_) {
@@ -737,6 +740,7 @@ class ForkedCrew final : public Crew {
   TimePoint next_look_ = TimePoint::min();  // at who died
   int early_deaths_ = 0;
   bool anybody_died_ = false;
+  bool abandoned_ = false;
   bool seen_closed_ = false;
   std::atomic<bool> woken_{false};
 };

@@ -98,6 +98,8 @@ class Crew : public Workplace {
   virtual void begin(Run& run, Driver& driver, ForkedWork& work) = 0;
   /// Goes on until enough() or, sooner or later, nothing is left to do.
   virtual void advance(FunctionRef<bool()> enough) = 0;
+  /// Nobody wants to know what becomes of items any more: what runs is killed as soon as the run has stopped.
+  virtual void abandon() noexcept = 0;
   /// When this returns, no worker is left.
   virtual void end() = 0;
 };

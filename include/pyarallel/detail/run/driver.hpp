@@ -79,6 +79,12 @@ class Driver {
     if (!ThreadPool::instance().call_another(*job_)) throw no_thread();
   }
 
+  /// Settles the outcomes that are there.
+  void settle_waiting(FunctionRef<void(Resolved&)> settle) {
+    run_.workplace().collect(outcomes_, false, TimePoint::min());
+    for (Resolved& item : outcomes_) settle(item);
+  }
+
   /// Admits while admit() can, settles outcomes, and keeps the time, until finished(), or the run is
   /// closed and nobody is inside any more. May be called again after that. `until_left`: finished() depends on workers
   /// that leave, not on outcomes.

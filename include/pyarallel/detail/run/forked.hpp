@@ -27,6 +27,16 @@
 
 namespace pyarallel::detail {
 
+/// std::invalid_argument if items must be sent to workers, and cannot be.
+template <class Items>
+void require_codec_for_sent_items() {
+  if (!IndexedInput<Items> && !Serializable<item_t<Items>>) {
+    throw std::invalid_argument(
+        "executor: Executor::process sends the items of an input that is not random access to its workers, and "
+        "there is no Codec for their type; specialise pyarallel::Codec for it, or put the items into a std::vector");
+  }
+}
+
 template <class Runner, class Items>
 class ForkedRun final : private ForkedWork {
  public:
@@ -77,6 +87,9 @@ class ForkedRun final : private ForkedWork {
 
   /// Goes on until enough() or, sooner or later, nothing is left to do.
   void advance(FunctionRef<bool()> enough) { crew_->advance(enough); }
+
+  /// What still runs is wanted no more, and is killed as soon as the run has stopped.
+  void abandon() noexcept { crew_->abandon(); }
 
   /// When this returns, no worker is left.
   void end() { crew_->end(); }
@@ -244,11 +257,7 @@ class ForkedRun final : private ForkedWork {
   }
 
   static ForkedJob job_for(Items& items, const Plan& plan) {
-    if (!by_index && !Serializable<Item>) {
-      throw std::invalid_argument(
-          "executor: Executor::process sends the items of an input that is not random access to its workers, and "
-          "there is no Codec for their type; specialise pyarallel::Codec for it, or put the items into a std::vector");
-    }
+    require_codec_for_sent_items<Items>();
     const std::size_t size = known_size(items);
     // Keys are made by the driver, item by item.
     const bool claims = by_index && Runner::keeps_values_by_index && !plan.keyed;

@@ -104,12 +104,12 @@ class Handover final : public Workplace {
       items_waiting_.store(true, std::memory_order_relaxed);
       workers_.notify_all();
     }
-    const bool was_sentry = wait_for_items(lock);
+    wait_for_items(lock);
     if (closed_) return false;
     waiting_.take(most, slots);
     items_waiting_.store(!waiting_.empty(), std::memory_order_relaxed);
-    // Nobody was told of those that are left, because there was a sentry.
-    if (was_sentry && !waiting_.empty()) workers_.notify_one();
+    // Perhaps nobody was told of those that are left, because there was a sentry then.
+    if (!waiting_.empty() && sleeping_ > 0 && sentry_ + looking_out_ == 0) workers_.notify_one();
     return true;
   }
 
@@ -130,6 +130,9 @@ class Handover final : public Workplace {
 
   /// A hint: a worker that comes now would find something.
   bool items_waiting() const noexcept { return items_waiting_.load(std::memory_order_relaxed); }
+
+  /// A hint: collect() would find something.
+  bool outcomes_waiting() const noexcept { return outcomes_waiting_.load(std::memory_order_relaxed); }
 
   void collect(std::vector<Resolved>& outcomes, bool until_left, TimePoint due) override {
     outcomes.clear();
@@ -153,6 +156,7 @@ class Handover final : public Workplace {
     }
     woken_ = false;
     outcomes.swap(resolved_);
+    outcomes_waiting_.store(false, std::memory_order_relaxed);
   }
 
   bool nobody_inside() override {
@@ -180,14 +184,13 @@ class Handover final : public Workplace {
 
  private:
   void tell_driver() {
+    if (!resolved_.empty()) outcomes_waiting_.store(true, std::memory_order_relaxed);
     news_.store(true, std::memory_order_relaxed);
     driver_.notify_one();
   }
 
-  /// True if it did so as the sentry, to the end.
-  bool wait_for_items(std::unique_lock<std::mutex>& lock) {
+  void wait_for_items(std::unique_lock<std::mutex>& lock) {
     int looks = 0;
-    bool as_sentry = false;
     while (waiting_.empty() && !closed_) {
       if (looking_out_ + 1 < cpus_) {
         ++looking_out_;
@@ -195,11 +198,9 @@ class Handover final : public Workplace {
         const bool seen = spin_until([this] { return items_waiting_.load(std::memory_order_relaxed); });
         lock = lock_soon(mutex_);
         --looking_out_;
-        as_sentry = false;
         if (seen || !waiting_.empty() || closed_) continue;
       }
-      as_sentry = quick_ && sentry_ == 0 && ++looks < most_looks;
-      if (as_sentry) {
+      if (quick_ && sentry_ == 0 && ++looks < most_looks) {
         sentry_ = 1;
         workers_.wait_for(lock, std::chrono::milliseconds{1});
         sentry_ = 0;
@@ -209,7 +210,6 @@ class Handover final : public Workplace {
         --sleeping_;
       }
     }
-    return as_sentry;
   }
 
   static constexpr std::size_t most_unseen = 64;  // quick items that wait before a second worker is woken
@@ -231,6 +231,7 @@ class Handover final : public Workplace {
   bool closed_ = false;
   alignas(64) std::atomic<bool> items_waiting_{false};
   alignas(64) std::atomic<bool> news_{false};  // for the driver
+  std::atomic<bool> outcomes_waiting_{false};
 };
 
 }  // namespace pyarallel::detail

@@ -63,7 +63,8 @@ class PulledRun {
   template <class RunItem>
   bool run_directly(RunItem run_item, bool alone) {
     const double pace = nanoseconds_per_item_.load(std::memory_order_relaxed);
-    if (!nothing_but_fn_ || !tiny_items(pace) || !take_seat()) return false;
+    if (!nothing_but_fn_ || !tiny_items(pace)) return false;
+    if (runner_.run().handover().outcomes_waiting() || !take_seat()) return false;
     Kept<Items> item;
     const auto index = admission_.pull_into(item, alone);
     if (index) measured_sometimes([&] { run_item(*index, item.get()); });
@@ -83,8 +84,15 @@ class PulledRun {
       leave_seat();  // a worker may be waiting for it, and we for that worker
       return enough() || admission_.finished();
     };
-    runner_.driver().guarded([&] { runner_.driver().drive(admit, settle, finished, false); });
+    runner_.driver().guarded([&] {
+      // Else what the driver runs itself might be enough for ever.
+      if (runner_.run().handover().outcomes_waiting()) runner_.driver().settle_waiting(settle);
+      runner_.driver().drive(admit, settle, finished, false);
+    });
   }
+
+  /// What still runs is wanted no more; but a thread cannot be killed.
+  void abandon() noexcept {}
 
   /// When this returns, all workers have left.
   void end() { runner_.driver().send_home(); }
@@ -173,9 +181,10 @@ class PulledRun {
     return measured_sometimes([&] { return run_slot(place, task, true); });
   }
 
+  /// A look at the clock costs more than many an item. Items that turn slow should soon be shared out, though.
   template <class Code>
   auto measured_sometimes(Code code) {
-    constexpr std::size_t every = 29;
+    constexpr std::size_t every = 8;
     if (++run_here_ % every != 0) return code();
     struct Measure {
       ~Measure() {

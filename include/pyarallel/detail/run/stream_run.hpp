@@ -69,6 +69,7 @@ class StreamRun final : public AnyStreamRun<R> {
 
   ~StreamRun() override {
     if (!run_) return;
+    run_->abandon();
     leave(StopReason::cancelled);
     timekeeper_.reset();
     run_->end();
@@ -81,6 +82,8 @@ class StreamRun final : public AnyStreamRun<R> {
     if (!std::exchange(begun_, true)) {
       if (!begin()) return false;
     } else {
+      ItemResultAccess<R>::clear(this->current_);
+      run_->runner().let_go();
       if (slot_) run_->admission().free(*slot_);
       slot_.reset();
       if (run_->runner().had_enough_failures()) {
@@ -173,6 +176,7 @@ std::unique_ptr<AnyStreamRun<R>> make_stream_run(Items&& items, Invoke invoke,
                 "use a std::vector");
   if constexpr (Serializable<R>) {
     if (options.executor.get() == Executor::process) {
+      require_codec_for_sent_items<std::remove_reference_t<Items>>();
       return std::make_unique<StreamRun<R, Items, Invoke, ForkedRun>>(std::forward<Items>(items), std::move(invoke),
                                                                       options, takes_task);
     }

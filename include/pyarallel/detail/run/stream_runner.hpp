@@ -35,6 +35,7 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
   StreamRunner(const StreamRunner&) = delete;
   StreamRunner& operator=(const StreamRunner&) = delete;
   ~StreamRunner() {
+    let_go();
     queue_.for_each([this](const Resolved& item) {
       if (item.ran && !item.interrupted && !item.error) std::destroy_at(values_.at(item.slot));
     });
@@ -83,7 +84,7 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
   /// There is an outcome to take.
   bool ready() const noexcept { return queue_.ready(); }
 
-  /// Moves the next outcome into `result`. Returns its slot, which is the consumer's until it goes on.
+  /// Shows the next outcome in `result`, until let_go(). Returns its slot, which is the consumer's as long.
   std::size_t take(ItemResult<R>& result) {
     Resolved item = queue_.pop();
     result.index = item.index;
@@ -91,23 +92,27 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
     result.duration = item.receipt.duration;
     if (this->plan().keyed) result.key = std::move(keys_[item.slot]);
     if (item.error && options_.ordered) count_failure();
-    move_outcome(std::move(item.error), values_.at(item.slot), result);
+    show(std::move(item.error), values_.at(item.slot), result);
     return item.slot;
   }
 
-  /// Runs an item on the consumer's thread, straight into `result`; there is nothing that concerns it but fn.
+  /// Runs an item on the consumer's thread, and shows its outcome; there is nothing that concerns it but fn.
   template <class Arg>
   void run_directly(std::size_t index, Arg& item, ItemResult<R>& result) {
     result.index = index;
     result.attempts = 1;
     result.duration = {};
     Task task;
-    alignas(R) std::byte storage[sizeof(R)];
-    R* const place = reinterpret_cast<R*>(storage);
+    R* const place = reinterpret_cast<R*>(direct_value_);
     std::exception_ptr error = this->call_once(task, index, item, place);
     if (error) count_failure();
-    move_outcome(std::move(error), place, result);
+    show(std::move(error), place, result);
     if (options_.ordered) queue_.skip();
+  }
+
+  /// The value that is shown dies.
+  void let_go() noexcept {
+    if (R* const value = std::exchange(shown_, nullptr)) std::destroy_at(value);
   }
 
   /// Nothing more is to be taken.
@@ -121,23 +126,15 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
   }
 
  private:
-  struct Destroy {
-    void operator()(R* value) const noexcept { std::destroy_at(value); }
-  };
-
-  void move_outcome(std::exception_ptr error, R* place, ItemResult<R>& result) {
+  void show(std::exception_ptr error, R* value, ItemResult<R>& result) {
     using Access = ItemResultAccess<R>;
-    if (!error) {
-      const std::unique_ptr<R, Destroy> value{place};
-      try {
-        Access::set_value(result, std::move(*value));
-        return;
-      } catch (...) {
-        error = std::current_exception();  // moving it threw
-      }
+    if (error) {
+      Access::set_error(result, Error{std::move(error)});
+      ++failures_taken_;
+    } else {
+      Access::look_at(result, value);
+      shown_ = value;
     }
-    Access::set_error(result, Error{std::move(error)});
-    ++failures_taken_;
   }
 
   void count_failure() {
@@ -160,6 +157,8 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
   std::size_t failures_taken_ = 0;
   std::size_t reported_ = 0;
   bool abandoned_ = false;
+  R* shown_ = nullptr;  // the value that the consumer sees
+  alignas(R) std::byte direct_value_[sizeof(R)];
 };
 
 }  // namespace pyarallel::detail
