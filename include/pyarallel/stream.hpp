@@ -30,8 +30,9 @@ namespace pyarallel {
 ///
 /// It ends after the last item, after the n-th failure with max_errors, at the deadline, or on stop; what was
 /// resolved by then is yielded first (but nothing after the n-th failure). When it has ended, nothing of it is
-/// running any more. An exception of the source, a callback, a key function or worker_init leaves begin() or ++
-/// after that, and ends the stream. A stream that has ended is empty.
+/// running any more: the last ++ waits for that. An exception of the source, a callback, a key function or
+/// worker_init leaves begin() or ++ after that, and ends the stream; callbacks are called no more once one of these
+/// has thrown. A stream that has ended is empty.
 ///
 /// Destroying a stream that has not ended stops admission, asks running items to stop and waits for them
 /// (processes: kills them).
