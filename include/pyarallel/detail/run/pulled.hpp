@@ -5,6 +5,8 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <optional>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -13,6 +15,7 @@
 #include "pyarallel/detail/run/admission.hpp"
 #include "pyarallel/detail/run/claims.hpp"
 #include "pyarallel/detail/run/handover.hpp"
+#include "pyarallel/detail/run/item_runner.hpp"
 #include "pyarallel/detail/spin.hpp"
 
 namespace pyarallel::detail {

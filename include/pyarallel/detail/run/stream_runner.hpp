@@ -118,7 +118,7 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
   /// Nothing more is to be taken.
   bool had_enough_failures() const noexcept { return options_.max_errors && failures_taken_ >= *options_.max_errors; }
 
-  /// How the run ended, after all workers have left. Throws what code of the user threw.
+  /// How the run ended, after all workers have left.
   RunStatus end(bool known_end) {
     RunStatus status = this->run().end(known_end);
     if (status == RunStatus::completed && had_enough_failures()) status = RunStatus::aborted;
