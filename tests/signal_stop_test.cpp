@@ -729,7 +729,7 @@ TEST_CASE("E3 a SignalStop is destroyed while a forked child lives on") {
 }
 
 TEST_CASE("E3 a forked child makes SignalStops of its own") {
-  if (!support::children_may_start_threads) return;
+  if (!support::children_may_start_threads || !support::may_fork_while_threads_run) return;
   const OldHandler old(SIGUSR1);
   const Disposition old2(SIGUSR2, count_call);
   auto inherited = std::make_unique<SignalStop>(std::initializer_list<int>{SIGUSR1, SIGUSR2});
