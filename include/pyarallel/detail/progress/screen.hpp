@@ -59,8 +59,10 @@ class Screen {
 
   void draw(const Progress& progress) const {
     // One column stays free: where the last one is written to, some terminals go to the next line.
-    write("\r" + terminal_line(progress, {.columns = columns() - 1, .utf8 = utf8_, .colour = colour_}) + "\x1b[K" +
-          (progress.ended ? "\n" : ""));
+    std::string text{"\r"};
+    text += terminal_line(progress, {.columns = columns() - 1, .utf8 = utf8_, .colour = colour_});
+    text += progress.ended ? "\x1b[K\n" : "\x1b[K";
+    write(text);
   }
   void print(const Progress& progress) const { write(plain_line(progress, utf8_) + "\n"); }
 
