@@ -5,6 +5,7 @@
 #include <barrier>
 #include <chrono>
 #include <cstddef>
+#include <ctime>
 #include <functional>
 #include <latch>
 #include <list>
@@ -321,4 +322,42 @@ TEST_CASE("C8 errors and stops of an inner call stay inside it") {
   };
   const auto result = parallel_map(outer, std::views::iota(0, 10), {.workers = 4});
   for (std::size_t i = 0; i < 10; ++i) CHECK(result[i] == static_cast<int>(i));
+}
+
+TEST_CASE("C7 workers come for items that wait for each other, also right after calls too small to share") {
+  const Watchdog watchdog;
+  constexpr int callers = 3;
+  constexpr std::ptrdiff_t workers = 4;
+  std::atomic<int> wrong{0};
+  const auto call = [&](int caller) {
+    for (int round = 0; round < 300; ++round) {
+      // Workers that look out, that just begin to or cease to, or that sleep.
+      const auto small = std::views::iota(0, (round * 7 + caller) % 50 + 1);
+      for (int i = 0; i < round % 4; ++i) {
+        const auto result = parallel_map(std::negate<>{}, small, {.workers = workers});
+        if (std::accumulate(result.begin(), result.end(), 0) != -std::accumulate(small.begin(), small.end(), 0))
+          ++wrong;
+      }
+      if (round % 50 == 0) std::this_thread::sleep_for(200us);
+      std::latch all{workers};
+      const auto met = parallel_map([&](int) { all.arrive_and_wait(); }, std::views::iota(0, static_cast<int>(workers)),
+                                    {.workers = workers});
+      if (!met.ok()) ++wrong;
+    }
+  };
+  {
+    std::vector<std::jthread> threads;
+    for (int caller = 1; caller < callers; ++caller) threads.emplace_back(call, caller);
+    call(0);
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("C7 threads without a call use no CPU") {
+  const auto cpu_time = [] { return std::clock(); };
+  for (int i = 0; i < 100; ++i) parallel_map(std::negate<>{}, std::views::iota(0, 1000), {.workers = 4});
+  std::this_thread::sleep_for(20ms);  // they may look out for a moment
+  const auto before = cpu_time();
+  std::this_thread::sleep_for(400ms);
+  CHECK(cpu_time() - before < CLOCKS_PER_SEC / 10);
 }

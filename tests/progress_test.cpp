@@ -94,6 +94,13 @@ struct UsualEnvironment {
   Variable columns{"COLUMNS", std::nullopt};
 };
 
+/// And time that only the test moves.
+struct UsualWorld {
+  const UsualEnvironment environment = {};
+  FakeClock clock;
+  const ClockOverride use{clock};
+};
+
 /// A file that is no terminal.
 class Log {
  public:
@@ -399,10 +406,7 @@ TEST_CASE("B1 a label cannot drive the terminal") {
 
 // Known and unknown totals -------------------------------------------------------------------------------------
 
-TEST_CASE("B1 a short run prints one progress line when all is done") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 a short run prints one progress line when all is done") {
   const Log log;
   {
     const ProgressBar bar{"fetching", log};
@@ -414,10 +418,7 @@ TEST_CASE("B1 a short run prints one progress line when all is done") {
   CHECK(log.text() == "fetching: 10 of 10 (100%), 200/s, 0:00\n");
 }
 
-TEST_CASE("B1 the last of a known number of items ends the progress line at once") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 the last of a known number of items ends the progress line at once") {
   const Log log;
   const ProgressBar bar{"fetching", log};
   for (std::size_t i = 1; i <= 10; ++i) {
@@ -443,10 +444,7 @@ TEST_CASE("B1 progress without a call prints nothing") {
   CHECK(log.text().empty());
 }
 
-TEST_CASE("B1 plain progress lines come every five seconds at most") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 plain progress lines come every five seconds at most") {
   const Log log;
   {
     const ProgressBar bar{"fetching", log};
@@ -463,10 +461,7 @@ TEST_CASE("B1 plain progress lines come every five seconds at most") {
                                    });
 }
 
-TEST_CASE("B1 a total that grows is not shown") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 a total that grows is not shown") {
   const Log log;
   std::function<std::size_t(std::size_t)> total;
   SECTION("one by one") {
@@ -493,10 +488,7 @@ TEST_CASE("B1 a total that grows is not shown") {
                                    });
 }
 
-TEST_CASE("B1 a total of the first items that end together is not believed yet") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 a total of the first items that end together is not believed yet") {
   const Terminal terminal{80};
   const ProgressBar bar{"", terminal};
   clock.advance(2s);
@@ -509,10 +501,7 @@ TEST_CASE("B1 a total of the first items that end together is not believed yet")
   CHECK(drawings(terminal.read_all()) == std::vector<std::string>{"8 done, 2.0/s, 0:04\n"});
 }
 
-TEST_CASE("B1 progress goes on below when a total was believed too early") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 progress goes on below when a total was believed too early") {
   const Log log;
   {
     const ProgressBar bar{"fetching", log};
@@ -528,10 +517,7 @@ TEST_CASE("B1 progress goes on below when a total was believed too early") {
                                    });
 }
 
-TEST_CASE("B1 progress beyond the total and totals of nothing are taken as unknown") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 progress beyond the total and totals of nothing are taken as unknown") {
   const Log log;
   {
     const ProgressBar bar{"over", log};
@@ -564,10 +550,7 @@ TEST_CASE("B1 progress beyond the total and totals of nothing are taken as unkno
 
 // Rate and time left -------------------------------------------------------------------------------------------
 
-TEST_CASE("B1 the progress of a run has no rate in its first second") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 the progress of a run has no rate in its first second") {
   const Terminal terminal{80};
   const ProgressBar bar{"", terminal};
   clock.advance(10s);  // the first item takes long
@@ -620,10 +603,7 @@ TEST_CASE("B1 the rate of a progress line follows a change slowly and the time l
 
 // On a terminal ------------------------------------------------------------------------------------------------
 
-TEST_CASE("B1 progress is redrawn in place at most ten times in a second") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 progress is redrawn in place at most ten times in a second") {
   const Terminal terminal{80};
   {
     const ProgressBar bar{"fetching", terminal};
@@ -645,10 +625,7 @@ TEST_CASE("B1 progress is redrawn in place at most ten times in a second") {
   CHECK(end[0].ends_with("|  5000/10000, 1.0k/s, 0:05\n"));
 }
 
-TEST_CASE("B1 nothing is drawn in the first tenth of a second") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 nothing is drawn in the first tenth of a second") {
   const Terminal terminal{80};
   const ProgressBar bar{"fetching", terminal};
   for (std::size_t i = 1; i <= 99; ++i) {
@@ -661,10 +638,7 @@ TEST_CASE("B1 nothing is drawn in the first tenth of a second") {
   CHECK(drawings(terminal.read_all()).size() == 1);
 }
 
-TEST_CASE("B1 progress fits a terminal that changes its width") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 progress fits a terminal that changes its width") {
   const Terminal terminal{200};
   const ProgressBar bar{"fetching", terminal};
   bar(1, 1000);
@@ -680,10 +654,7 @@ TEST_CASE("B1 progress fits a terminal that changes its width") {
   }
 }
 
-TEST_CASE("B1 where the terminal does not tell its width progress asks COLUMNS") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 where the terminal does not tell its width progress asks COLUMNS") {
   const auto width_with = [&](std::optional<std::string> value) {
     const Variable columns{"COLUMNS", std::move(value)};
     const Terminal terminal{0};
@@ -701,10 +672,7 @@ TEST_CASE("B1 where the terminal does not tell its width progress asks COLUMNS")
   CHECK(width_with(std::nullopt) == 79);
 }
 
-TEST_CASE("B1 complete progress is green unless NO_COLOR is set") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 complete progress is green unless NO_COLOR is set") {
   const auto output_with = [&](std::optional<std::string> value) {
     const Variable no_color{"NO_COLOR", std::move(value)};
     const Terminal terminal{80};
@@ -740,10 +708,7 @@ TEST_CASE("B1 a dumb terminal gets plain progress lines") {
         "fetching: 10 of 10 (100%), 1.0/s, 0:10\n");
 }
 
-TEST_CASE("B1 progress is drawn in ASCII unless the locale is UTF-8") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 progress is drawn in ASCII unless the locale is UTF-8") {
   const auto is_ascii_with = [&](const char* all, const char* ctype, const char* lang) {
     const Variable lc_all{"LC_ALL", all};
     const Variable lc_ctype{"LC_CTYPE", ctype};
@@ -769,10 +734,7 @@ TEST_CASE("B1 progress is drawn in ASCII unless the locale is UTF-8") {
 
 // Its end ------------------------------------------------------------------------------------------------------
 
-TEST_CASE("B1 an exception that leaves the call ends the progress line") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 an exception that leaves the call ends the progress line") {
   const Terminal terminal{80};
   const auto fails_in_the_end = [&](int item) {
     clock.advance(1s);
@@ -790,10 +752,7 @@ TEST_CASE("B1 an exception that leaves the call ends the progress line") {
   CHECK(drawn[4].ends_with("|  4/10, 1.0/s, 0:04\n"));
 }
 
-TEST_CASE("B1 progress that Ctrl-C interrupts leaves nothing in the terminal but its text") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 progress that Ctrl-C interrupts leaves nothing in the terminal but its text") {
   const Terminal terminal{80};
   const ProgressBar bar{"fetching", terminal};
   const auto child = support::in_child([&](const support::Parent&) {
@@ -811,10 +770,7 @@ TEST_CASE("B1 progress that Ctrl-C interrupts leaves nothing in the terminal but
   CHECK(count(drawn.back(), '\n') == 0);
 }
 
-TEST_CASE("B1 progress of several runs with one bar is a line for each") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 progress of several runs with one bar is a line for each") {
   const Log log;
   {
     const ProgressBar bar{"fetching", log};
@@ -840,10 +796,7 @@ TEST_CASE("B1 progress of several runs with one bar is a line for each") {
                                    });
 }
 
-TEST_CASE("B1 a bar that is ended by hand goes on when the run does") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 a bar that is ended by hand goes on when the run does") {
   const Log log;
   {
     const ProgressBar bar{"fetching", log};
@@ -859,10 +812,7 @@ TEST_CASE("B1 a bar that is ended by hand goes on when the run does") {
         "fetching: 4 of 10 (40%), 1.0/s, 0:04\n");
 }
 
-TEST_CASE("B1 copies of a progress bar show one line that ends with the last of them") {
-  const UsualEnvironment environment;
-  FakeClock clock;
-  const ClockOverride use{clock};
+TEST_CASE_METHOD(UsualWorld, "B1 copies of a progress bar show one line that ends with the last of them") {
   const Log log;
   {
     std::optional<ProgressBar> bar{std::in_place, "fetching", log};

@@ -30,10 +30,7 @@ namespace pyarallel {
 template <class F, std::ranges::input_range Items>
 MapResult<result_t<F, Items>> parallel_map(F&& fn, Items&& items,
                                            const MapOptions<item_t<Items>, result_t<F, Items>>& options = {}) {
-  const auto invoke = [&fn](auto& item, const Task& task) -> decltype(auto) {
-    return detail::invoke_item(fn, task, item);
-  };
-  return detail::collect<result_t<F, Items>>(items, invoke, options, detail::takes_task<F, item_arg_t<Items>>);
+  return detail::collect<result_t<F, Items>>(items, detail::ItemFunction<F&>{fn}, options);
 }
 
 /// The same with options said once, in `shared`; a field set in `overrides` wins.
@@ -47,11 +44,7 @@ MapResult<result_t<F, Items>> parallel_map(F&& fn, Items&& items, const Shared& 
 template <class F, std::ranges::input_range Items>
 MapResult<starmap_result_t<F, Items>> parallel_starmap(
     F&& fn, Items&& items, const MapOptions<item_t<Items>, starmap_result_t<F, Items>>& options = {}) {
-  const auto invoke = [&fn](auto& item, const Task& task) -> decltype(auto) {
-    return detail::apply_item(fn, task, item);
-  };
-  return detail::collect<starmap_result_t<F, Items>>(items, invoke, options,
-                                                     detail::apply_takes_task<F, item_arg_t<Items>>);
+  return detail::collect<starmap_result_t<F, Items>>(items, detail::TupleFunction<F>{fn}, options);
 }
 
 /// The same with options said once, in `shared`; a field set in `overrides` wins.

@@ -60,12 +60,8 @@ class ParallelFunction {
   ResultStream<result_t<const F, Items>> stream(
       Items&& items, const StreamOptions<item_t<Items>, result_t<const F, Items>>& options = {}) const {
     using R = result_t<const F, Items>;
-    const auto call = [said = said_](auto& item, const Task& task) -> decltype(auto) {
-      return detail::invoke_item(said->fn, task, item);
-    };
-    return ResultStream<R>{detail::make_stream_run<R, Items>(std::forward<Items>(items), call,
-                                                             detail::merged(said_->defaults, options),
-                                                             detail::takes_task<const F, item_arg_t<Items>>)};
+    return ResultStream<R>{detail::make_stream_run<R, Items>(std::forward<Items>(items), SaidFunction{said_},
+                                                             detail::merged(said_->defaults, options))};
   }
 
  private:
@@ -73,6 +69,19 @@ class ParallelFunction {
     Said(F&& function, Options&& options) : fn(std::move(function)), defaults(std::move(options)) {}
     const F fn;
     const Options defaults;
+  };
+
+  // As detail::ItemFunction; keeps the function alive.
+  struct SaidFunction {
+    std::shared_ptr<const Said> said;
+
+    template <class Item>
+    static constexpr bool takes_task = detail::takes_task<const F, Item>;
+
+    template <class Item>
+    decltype(auto) operator()(Item& item, const Task& task) const {
+      return detail::invoke_item(said->fn, task, item);
+    }
   };
 
   std::shared_ptr<const Said> said_;

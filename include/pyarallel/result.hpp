@@ -448,7 +448,7 @@ class MapResult {
     }
   }
 
-  MapResult(detail::RawArray<R> values, detail::Summary summary)
+  MapResult(detail::RawArray<R> values, detail::Summary&& summary)
       : values_(std::move(values)), summary_(std::move(summary)) {}
 
   void swap(MapResult& other) noexcept {
@@ -516,7 +516,7 @@ namespace detail {
 
 template <class R>
 struct MapResultAccess {
-  static MapResult<R> make(RawArray<R> values, Summary summary) { return {std::move(values), std::move(summary)}; }
+  static MapResult<R> make(RawArray<R> values, Summary&& summary) { return {std::move(values), std::move(summary)}; }
   static const Summary& summary(const MapResult<R>& result) { return result.summary_; }
 };
 

@@ -107,8 +107,7 @@ ResultStream<result_t<F, Items>> parallel_iter(F&& fn, Items&& items,
                                                const StreamOptions<item_t<Items>, result_t<F, Items>>& options = {}) {
   using R = result_t<F, Items>;
   return ResultStream<R>{detail::make_stream_run<R, Items>(std::forward<Items>(items),
-                                                           detail::KeptFunction<F>{std::forward<F>(fn)}, options,
-                                                           detail::takes_task<F, item_arg_t<Items>>)};
+                                                           detail::ItemFunction<F>{std::forward<F>(fn)}, options)};
 }
 
 /// The same with options said once, in `shared`; a field set in `overrides` wins.

@@ -31,10 +31,13 @@ decltype(auto) invoke_item(F& fn, const Task& task, Args&&... args) {
   }
 }
 
-/// `F`: a reference, or a function object of its own.
+/// fn as a run calls it. `F`: a reference, or a function object of its own.
 template <class F>
-struct KeptFunction {
+struct ItemFunction {
   F fn;
+
+  template <class Item>
+  static constexpr bool takes_task = detail::takes_task<F, Item>;
 
   template <class Item>
   decltype(auto) operator()(Item& item, const Task& task) {
@@ -75,6 +78,20 @@ template <class F, class Tuple>
 inline constexpr bool apply_takes_task = []<std::size_t... I>(std::index_sequence<I...>) {
   return takes_task<F, decltype(std::get<I>(std::declval<Tuple>()))...>;
 }(std::make_index_sequence<std::tuple_size_v<std::remove_cvref_t<Tuple>>>{});
+
+/// fn as a starmap calls it.
+template <class F>
+struct TupleFunction {
+  F& fn;
+
+  template <class Item>
+  static constexpr bool takes_task = apply_takes_task<F, Item>;
+
+  template <class Item>
+  decltype(auto) operator()(Item& item, const Task& task) {
+    return apply_item(fn, task, item);
+  }
+};
 
 template <class Tuple>
 consteval auto tuple_indices() {

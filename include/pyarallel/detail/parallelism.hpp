@@ -33,6 +33,21 @@ inline std::size_t cpus_of_affinity() {
   return std::max(1U, std::thread::hardware_concurrency());
 }
 
+/// Where this thread runs at the moment; -1 if that cannot be told.
+inline int this_cpu() noexcept {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+/// The same as it was when first asked for: asking the kernel takes as long as a small call.
+inline std::size_t cpus_at_start() {
+  static const std::size_t cpus = cpus_of_affinity();
+  return cpus;
+}
+
 /// The whole file, or nothing if it cannot be read. (Files of /proc and /sys have no size.)
 inline std::optional<std::string> read_file(const std::string& path) {
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file{std::fopen(path.c_str(), "re"), &std::fclose};

@@ -7,6 +7,10 @@
 // The caller pays for one wake-up (or one thread start) only: each thread that joins wakes up to two
 // more while the job wants some, so that 1000 workers are there after ten generations.
 //
+// Calls often follow each other closely, and many are over sooner than a thread could be woken: so a
+// thread looks out for a moment before it sleeps. While one does, a job is not opened but offered: one
+// atomic exchange puts it where that thread looks, and one takes it back if nobody came.
+//
 // Life and death. The pool is never destroyed: a call from a destructor of a static object must still
 // find it. At exit a static object joins the idle threads; threads that are busy then belong to a call
 // that some other thread has in progress, and are left alone, as exit() leaves any running thread.
@@ -43,7 +47,7 @@ class ThreadPool {
   class Job {
    public:
     /// Up to `most` threads, numbered from first_worker on, join by calling body(number), while
-    /// has_work() says that it is worth it. Neither may throw; has_work() is called under a lock.
+    /// has_work() says that it is worth it. Neither may throw; has_work() may be called under a lock.
     /// `wanted` of them as soon as the job is open; the others by call_another().
     Job(std::size_t first_worker, std::size_t most, std::size_t wanted, FunctionRef<void(std::size_t)> body,
         FunctionRef<bool()> has_work)
@@ -63,7 +67,8 @@ class ThreadPool {
     std::size_t most_;                           // how many more may be wanted later
     std::size_t left_ = 0;                       // how many found nothing more to do, and may be called again
     std::atomic<std::size_t> inside_{0};         // changed under the pool's mutex, read by a spinning closer
-    std::condition_variable all_left_;
+    std::atomic<bool> undecided_{false};         // it was offered, and nobody has looked yet whether to join
+    bool open_ = false;                          // others may find it
   };
 
   static ThreadPool& instance() {
@@ -73,15 +78,17 @@ class ThreadPool {
 
   /// Lets threads join. False if it wants some and none can be had now.
   bool open(Job& job) {
+    if (offer(job)) return true;
     std::unique_lock lock{mutex_};
-    open_jobs_.push_back(&job);
-    look_for_wanting_jobs();
+    show(job);
     return wanted() <= on_their_way() || call_one(lock);
   }
 
   /// There is work again for threads that found none and left.
   void call_again(Job& job) {
+    end_offer(job);
     std::unique_lock lock{mutex_};
+    show(job);
     job.wanted_ += std::exchange(job.left_, 0);
     look_for_wanting_jobs();
     if (wanted() > on_their_way()) call_one(lock);
@@ -90,7 +97,9 @@ class ThreadPool {
   /// There is work for one thread more than so far, if the job may have one more. False if it has none
   /// at all, and none can be had now.
   bool call_another(Job& job) {
+    end_offer(job);
     std::unique_lock lock{mutex_};
+    show(job);
     if (job.most_ > 0) {
       --job.most_;
       ++job.wanted_;
@@ -102,8 +111,10 @@ class ThreadPool {
 
   /// Nobody joins any more; returns when all have left.
   void close(Job& job) {
+    end_offer(job);
+    if (!job.open_) return;
     {
-      std::unique_lock lock{mutex_};
+      auto lock = lock_soon(mutex_);
       remove(job);
       if (job.inside_.load(std::memory_order_relaxed) == 0) {
         if (exiting_) join_threads(lock);
@@ -111,12 +122,12 @@ class ThreadPool {
       }
     }
     // The last worker is often about to finish, and being woken takes longer than that.
-    for (int spin = 0; spin < 200 && job.inside_.load(std::memory_order_relaxed) != 0; ++spin) {
-      std::this_thread::yield();
-    }
-    std::unique_lock lock{mutex_};
+    const auto all_left = [&] { return job.inside_.load(std::memory_order_relaxed) == 0; };
+    for (int i = 0; i < 32 && !all_left(); ++i) pause_cpu();
+    for (int i = 0; i < 200 && !all_left(); ++i) std::this_thread::yield();
+    auto lock = lock_soon(mutex_);
     // Under the mutex also where the spin succeeded: the last worker lets go of the job with it held.
-    job.all_left_.wait(lock, [&] { return job.inside_.load(std::memory_order_relaxed) == 0; });
+    job_left_.wait(lock, all_left);
     if (exiting_) join_threads(lock);
   }
 
@@ -174,6 +185,67 @@ class ThreadPool {
     leaving.clear();
   }
 
+  // An offer ------------------------------------------------------------------------------------------------
+
+  // Leaves the job to a thread that looks out. False if there is none, or it has another one to look at.
+  bool offer(Job& job) {
+    if (looking_out_.load(std::memory_order_relaxed) == 0 || offered_.load(std::memory_order_relaxed) != nullptr) {
+      return false;
+    }
+    offers_.store(offers_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    job.undecided_.store(true, std::memory_order_relaxed);
+    Job* nothing = nullptr;
+    // Sequentially consistent, as in spin(): either the last thread that looks out sees the job before it sleeps,
+    // or we see that it does not look out any more.
+    if (offered_.compare_exchange_strong(nothing, &job, std::memory_order_seq_cst) &&
+        (looking_out_.load(std::memory_order_seq_cst) > 0 || !take_back(job))) {
+      return true;
+    }
+    job.undecided_.store(false, std::memory_order_relaxed);
+    return false;
+  }
+
+  // False if it is not on offer, or a thread has taken it.
+  bool take_back(Job& job) {
+    Job* offered = &job;
+    // Relaxed first: a failed exchange would take the cache line from those who look at it.
+    return offered_.load(std::memory_order_relaxed) == &job &&
+           offered_.compare_exchange_strong(offered, nullptr, std::memory_order_relaxed);
+  }
+
+  // Whoever takes an offer decides: until then the job stays. Null if there is none.
+  Job* take_offer() {
+    if (offered_.load(std::memory_order_seq_cst) == nullptr) return nullptr;
+    return offered_.exchange(nullptr, std::memory_order_acquire);
+  }
+
+  static void decline(Job& job) { job.undecided_.store(false, std::memory_order_release); }
+
+  // After this the job is open, or only its owner knows it. Waits as long as one call of has_work() takes, unless
+  // the thread that decides is not running.
+  void end_offer(Job& job) {
+    const auto undecided = [&] { return job.undecided_.load(std::memory_order_acquire); };
+    if (!undecided()) return;
+    if (take_back(job)) {
+      decline(job);
+      return;
+    }
+    for (int i = 0; i < 64 && undecided(); ++i) pause_cpu();
+    for (int i = 0; i < 100 && undecided(); ++i) std::this_thread::yield();
+    while (undecided()) std::this_thread::sleep_for(std::chrono::microseconds{50});
+  }
+
+  // Under the mutex --------------------------------------------------------------------------------------
+
+  // From now on others may find the job.
+  void show(Job& job) {
+    if (job.open_) return;
+    open_jobs_.push_back(&job);
+    job.open_ = true;
+    decline(job);  // whoever still looked: it is decided
+    look_for_wanting_jobs();
+  }
+
   void remove(Job& job) {
     open_jobs_.erase(std::ranges::find(open_jobs_, &job));
     look_for_wanting_jobs();
@@ -188,6 +260,7 @@ class ThreadPool {
     }
     if (idle_ > woken_) {
       ++woken_;
+      waker_cpu_ = this_cpu();
       work_.notify_one();
       return true;
     }
@@ -250,29 +323,38 @@ class ThreadPool {
     }
   }
 
-  // Calls often follow each other closely, and a thread that sleeps costs its caller 4 to 20 us to wake
-  // and arrives 50 us later. So a thread looks out for a while before it sleeps, but only where that
-  // takes a CPU from nobody: the spinning and busy threads and one caller need one each.
-  bool may_spin() const noexcept { return busy_ + spinning_ + 2 <= cpus_; }
+  // A thread that sleeps costs its caller 4 to 20 us to wake and arrives 50 us later. So it looks out for a
+  // while before it sleeps, but only where that takes a CPU from nobody: the spinning and busy threads and one
+  // caller need one each, and the kernel often puts a woken thread where its caller is.
+  bool may_spin() const noexcept { return busy_ + spinning_ + 2 <= cpus_ && this_cpu() != waker_cpu_; }
 
   void spin(std::unique_lock<std::mutex>& lock) {
     ++spinning_;
+    looking_out_.store(spinning_, std::memory_order_relaxed);
     lock.unlock();
+    Job* taken = nullptr;
     using clock = std::chrono::steady_clock;
     auto until = clock::now() + std::chrono::microseconds{50};
-    while (clock::now() < until) {
-      for (int i = 0; i < 16 && !wanting_.load(std::memory_order_relaxed); ++i) pause_cpu();
-      if (!wanting_.load(std::memory_order_relaxed)) continue;
-      // A tiny job is done before a second worker could help. Coming for it would only make its caller
-      // wait for the mutex, and for us to leave again.
-      for (int i = 0; i < 8; ++i) pause_cpu();
+    // A tiny job is done before a second worker could help, and to come for it would only make its caller wait for
+    // us to leave again: so a job is taken when it is still there at a second look. Not more looks than that, as each
+    // of them takes the cache line from the caller that wants to write to it.
+    for (std::size_t seen = 0; taken == nullptr && clock::now() < until;) {
+      for (int i = 0; i < 10; ++i) pause_cpu();
       if (wanting_.load(std::memory_order_relaxed)) break;
-      until = clock::now() + std::chrono::microseconds{50};
+      const bool any = offered_.load(std::memory_order_relaxed) != nullptr;
+      const std::size_t offer = any ? offers_.load(std::memory_order_relaxed) : 0;
+      if (any && offer == seen) taken = take_offer();
+      if (taken != nullptr && !taken->has_work_()) decline(*std::exchange(taken, nullptr));
+      if (offer != std::exchange(seen, offer) && any) until = clock::now() + std::chrono::microseconds{50};
     }
-    lock.lock();
-    // Whoever summons does so under the mutex, so a job that came too late to be seen above is seen now.
+    lock = lock_soon(mutex_);
+    // Whoever summons does so under the mutex, so a job that came too late to be seen above is seen now. A job that
+    // is offered too late is taken now, or its owner sees that nobody looks out.
     --spinning_;
+    looking_out_.store(spinning_, std::memory_order_seq_cst);
     summoned_ = std::min(summoned_, spinning_);
+    if (taken != nullptr) show(*taken);
+    if (Job* const late = take_offer()) show(*late);
   }
 
   // Keeps what the spinning threads look at up to date.
@@ -300,26 +382,31 @@ class ThreadPool {
     }
     lock.unlock();
     job.body_(worker);
-    lock.lock();
+    lock = lock_soon(mutex_);
     job.returned_workers_.push_back(worker);
     ++job.left_;
     // The closer may destroy the job as soon as it has the mutex again.
-    if (job.inside_.fetch_sub(1, std::memory_order_relaxed) == 1) job.all_left_.notify_one();
+    if (job.inside_.fetch_sub(1, std::memory_order_relaxed) == 1) job_left_.notify_all();
   }
 
   std::mutex mutex_;
   std::condition_variable work_;
+  std::condition_variable job_left_;  // by all who were inside
   std::vector<Job*> open_jobs_;
   std::list<Thread> threads_;
-  const std::size_t cpus_ = cpus_of_affinity();
-  std::size_t busy_ = 0;                          // with a job
-  std::size_t idle_ = 0;                          // asleep until there is work
-  std::size_t woken_ = 0;                         // of those, the ones that were woken and are not there yet
-  std::size_t starting_ = 0;                      // new, and not there yet
-  std::size_t spinning_ = 0;                      // looking at wanting_
-  std::size_t summoned_ = 0;                      // of those, the ones that will look for a job
-  alignas(64) std::atomic<bool> wanting_{false};  // an open job wants somebody
+  const std::size_t cpus_ = cpus_at_start();
+  std::size_t busy_ = 0;      // with a job
+  std::size_t idle_ = 0;      // asleep until there is work
+  int waker_cpu_ = -1;        // where somebody was when he woke one
+  std::size_t woken_ = 0;     // of those, the ones that were woken and are not there yet
+  std::size_t starting_ = 0;  // new, and not there yet
+  std::size_t spinning_ = 0;  // looking at what comes last here
+  std::size_t summoned_ = 0;  // of those, the ones that will look for a job
   bool exiting_ = false;
+  alignas(64) std::atomic<std::size_t> looking_out_{0};  // spinning_, for those who have not the mutex
+  std::atomic<Job*> offered_{nullptr};
+  std::atomic<std::size_t> offers_{0};  // to tell one from the next
+  std::atomic<bool> wanting_{false};    // an open job wants somebody
 };
 
 }  // namespace pyarallel::detail

@@ -128,9 +128,6 @@ class Pace {
   /// Time went by without items.
   void rest() noexcept { mark_ = Time{}; }
 
-  /// As last seen; 0 at first.
-  double nanoseconds_per_item() const noexcept { return per_item_; }
-
  private:
   using Time = std::chrono::steady_clock::time_point;
 

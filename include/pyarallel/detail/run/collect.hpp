@@ -15,17 +15,21 @@
 
 namespace pyarallel::detail {
 
-/// `invoke(item, task)` for each item, from any thread.
+/// `invoke`: as ItemFunction.
 template <class R, class Items, class Invoke>
-MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>, R>& options, bool takes_task) {
+MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>, R>& options) {
   static_assert(std::move_constructible<R>,
                 "pyarallel: what the function returns must be movable; return a std::unique_ptr to it instead");
-  const Plan plan = make_plan(options, takes_task);
+  using Runner = MapRunner<R, Items, Invoke>;
+  const Plan plan = make_plan(options, Runner::takes_task);
   if (std::ranges::sized_range<Items> && known_size(items) == 0) return {};
 
-  using Runner = MapRunner<R, Items, Invoke>;
   const auto run_to_the_end = [](auto&& run) {
-    run.run();
+    if (run.begin()) {
+      const auto never = [] { return false; };
+      run.advance(never);
+      run.end();
+    }
     return run.runner().finish(run.exhausted());
   };
   if constexpr (Serializable<R>) {
@@ -33,7 +37,11 @@ MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>
   }
   if constexpr (IndexedInput<Items>) {
     // Keys are made by the driver, item by item.
-    if (!plan.keyed) return run_to_the_end(IndexedRun<Runner, Items>{items, invoke, options, plan});
+    if (!plan.keyed) {
+      IndexedRun<Runner, Items> run{items, invoke, options, plan};
+      run.run();
+      return run.runner().finish(true);
+    }
   }
   return run_to_the_end(PulledRun<Runner, Items>{items, invoke, options, plan});
 }

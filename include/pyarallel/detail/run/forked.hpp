@@ -23,6 +23,7 @@
 #include "pyarallel/detail/process/forked_work.hpp"
 #include "pyarallel/detail/run/admission.hpp"
 #include "pyarallel/detail/run/map_runner.hpp"
+#include "pyarallel/detail/run/raw_array.hpp"
 #include "pyarallel/detail/run/source.hpp"
 
 namespace pyarallel::detail {
@@ -67,14 +68,6 @@ class ForkedRun final : private ForkedWork {
   /// The input is known to have no more items.
   bool exhausted() const noexcept { return !admission_ || admission_->exhausted(); }
 
-  /// From beginning to end.
-  void run() {
-    if (!begin()) return;
-    const auto never = [] { return false; };
-    advance(never);
-    end();
-  }
-
   /// False if there is nothing to do.
   bool begin() {
     if (admission_ && !admission_->begin()) return false;
@@ -106,18 +99,6 @@ class ForkedRun final : private ForkedWork {
 
   // Where the items are, if they can be found by index.
   using First = std::conditional_t<by_index, std::optional<std::ranges::iterator_t<Items>>, std::monostate>;
-
-  // One value on its way from fn to the parent.
-  class Value {
-   public:
-    Value() = default;
-    Value(const Value&) = delete;
-    Value& operator=(const Value&) = delete;
-    R* place() noexcept { return reinterpret_cast<R*>(storage_); }
-
-   private:
-    alignas(R) std::byte storage_[sizeof(R)];
-  };
 
   // The driver -----------------------------------------------------------------------------------------
 
@@ -195,7 +176,7 @@ class ForkedRun final : private ForkedWork {
     if constexpr (in_place) {
       return runner_.place(index);
     } else {
-      return value_.place();
+      return value_.get();
     }
   }
 
@@ -269,7 +250,7 @@ class ForkedRun final : private ForkedWork {
   Runner runner_;
   First first_;
   std::optional<Admission<Runner, Items>> admission_;  // where the driver admits items
-  Value value_;                                        // in a worker
+  RawPlace<R> value_;                                  // in a worker, on its way from fn to the parent
   Bytes bytes_;
 };
 

@@ -220,7 +220,7 @@ class Handover final : public Workplace {
   std::condition_variable workers_;
   SlotQueue waiting_;
   std::vector<Resolved> resolved_;
-  const std::size_t cpus_ = cpus_of_affinity();
+  const std::size_t cpus_ = cpus_at_start();
   std::size_t inside_ = 0;       // workers
   std::size_t looking_out_ = 0;  // of those, the ones that look at items_waiting_
   std::size_t sleeping_ = 0;     // the ones that wait until they are woken

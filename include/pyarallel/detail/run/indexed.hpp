@@ -28,8 +28,6 @@ class IndexedRun {
   IndexedRun& operator=(const IndexedRun&) = delete;
 
   Runner& runner() noexcept { return runner_; }
-  /// The input is known to have no more items.
-  bool exhausted() const noexcept { return true; }
 
   /// From beginning to end.
   void run() {
@@ -73,7 +71,9 @@ class IndexedRun {
     const Plan& plan = runner_.plan();
     Run& run = runner_.run();
     Task task = runner_.new_task(worker);
-    Pace pace{plan.items_at_once(), plan.window > 0 ? plan.window / runner_.workers() : runner_.size()};
+    const bool alone = runner_.workers() == 1;
+    Pace pace{alone ? std::max(runner_.size(), plan.items_at_once()) : plan.items_at_once(),
+              plan.window > 0 ? plan.window / runner_.workers() : runner_.size()};
     bool initialized = false;
 
     while (!run.closed()) {
@@ -91,7 +91,8 @@ class IndexedRun {
         const Range block{next, std::min(claim.last, next + pace.block())};
         next = runner_.through(
             [&]<Through what>(std::integral_constant<Through, what>) { return run_block<what>(block, task); });
-        if (next < block.last) break;  // the run is closed
+        if (next < block.last) break;                           // the run is closed
+        if (next == claim.last && !claims_.any_left()) return;  // without a look at the clock, for nobody
         quick = pace.keep_going(block.size());
       }
       pace.end();
@@ -106,33 +107,48 @@ class IndexedRun {
   template <Through what>
   std::size_t run_block(Range block, Task& task) {
     std::size_t index = block.first;
-    try {
-      for (; index < block.last; ++index) {
-        const auto offset = static_cast<std::iter_difference_t<Iterator>>(index);
-        if constexpr (stays_put<Items>) {
-          auto& item = first_[offset];
-          if (!run_one<what>(index, item, task)) break;
-        } else {
-          const item_t<Items> item(first_[offset]);  // kept until its last attempt ended
-          if (!run_one<what>(index, item, task)) break;
+    bool reading = false;
+    while (true) {
+      // One try for as many items as go well.
+      try {
+        for (; index < block.last; ++index) {
+          const auto offset = static_cast<std::iter_difference_t<Iterator>>(index);
+          reading = true;
+          if constexpr (stays_put<Items>) {
+            auto& item = first_[offset];
+            reading = false;
+            if (!run_one<what>(index, item, task)) return index;
+          } else {
+            const item_t<Items> item(first_[offset]);  // kept until its last attempt ended
+            reading = false;
+            if (!run_one<what>(index, item, task)) return index;
+          }
         }
+        return index;
+      } catch (...) {
+        if (reading) {
+          runner_.run().fail_call(std::current_exception());
+          return index;
+        }
+        runner_.run().add_failure(index++, std::current_exception());
       }
-    } catch (...) {
-      runner_.run().fail_call(std::current_exception());  // of the source; those of fn are caught further in
     }
-    return index;
   }
 
-  /// False if the item never ran.
+  /// False if the item never ran. Throws what fn throws, where there is nothing but fn.
   template <Through what, class Arg>
   bool run_one(std::size_t index, Arg& item, Task& task) {
-    Resolved resolved = runner_.template run_through<what>(task, index, item, runner_.place(index));
-    if (!runner_.template record<what>(resolved)) return false;
-    if constexpr (what == Through::attempts) {
-      if (runner_.plan().runs_inline()) {
-        runner_.settle(resolved);
-      } else if (runner_.plan().reported) {
-        runner_.run().handover().resolve(std::move(resolved));
+    if constexpr (what == Through::nothing) {
+      runner_.call(task, index, item, runner_.place(index));
+    } else {
+      Resolved resolved = runner_.template run_through<what>(task, index, item, runner_.place(index));
+      if (!runner_.template record<what>(resolved)) return false;
+      if constexpr (what == Through::attempts) {
+        if (runner_.plan().runs_inline()) {
+          runner_.settle(resolved);
+        } else if (runner_.plan().reported) {
+          runner_.run().handover().resolve(std::move(resolved));
+        }
       }
     }
     return true;

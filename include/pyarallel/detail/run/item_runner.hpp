@@ -22,11 +22,12 @@ namespace pyarallel::detail {
 /// What stands between an item and fn: only what the options ask for.
 enum class Through { nothing, stop_checks, attempts };
 
-/// `Invoke` is invoke(item, task), from any thread.
+/// `Invoke`: as ItemFunction; called from any thread.
 template <class R, class Items, class Invoke>
 class ItemRunner {
  public:
   static constexpr bool sized = std::ranges::sized_range<Items>;
+  static constexpr bool takes_task = Invoke::template takes_task<item_arg_t<Items>>;
 
   /// `state`, `workplace`: as in Run.
   ItemRunner(Items& items, Invoke& invoke, const Plan& plan, RunState* state, Workplace* workplace)
@@ -118,13 +119,19 @@ class ItemRunner {
   /// Calls fn, and nothing else; its value is made in `place`. What it threw, if it did.
   template <class Arg>
   std::exception_ptr call_once(Task& task, std::size_t index, Arg& item, R* place) {
-    task.index = index;
     try {
-      construct(invoke_, item, task, place);
+      call(task, index, item, place);
       return nullptr;
     } catch (...) {
       return std::current_exception();
     }
+  }
+
+  /// The same; throws what fn throws.
+  template <class Arg>
+  void call(Task& task, std::size_t index, Arg& item, R* place) {
+    if constexpr (takes_task) task.index = index;
+    construct(invoke_, item, task, place);
   }
 
   // The driver's side ---------------------------------------------------------------------------------

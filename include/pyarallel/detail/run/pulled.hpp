@@ -41,14 +41,6 @@ class PulledRun {
   /// The input is known to have no more items.
   bool exhausted() const noexcept { return admission_.exhausted(); }
 
-  /// From beginning to end.
-  void run() {
-    if (!begin()) return;
-    const auto never = [] { return false; };
-    advance(never);
-    end();
-  }
-
   /// False if there is nothing to do.
   bool begin() {
     if (!admission_.begin()) return false;
@@ -70,7 +62,10 @@ class PulledRun {
     if (runner_.run().handover().outcomes_waiting() || !take_seat()) return false;
     Kept<Items> item;
     const auto index = admission_.pull_into(item, alone);
-    if (index) measured_sometimes([&] { run_item(*index, item.get()); });
+    if (index) {
+      const Measurement measurement{*this};
+      run_item(*index, item.get());
+    }
     leave_seat();
     return index.has_value();
   }
@@ -156,17 +151,15 @@ class PulledRun {
 
   /// In the place of a worker, if one is free: there are never more than `workers` calls at once.
   bool take_seat() {
-    if (seated_) return true;
+    if (driver_runs_.load(std::memory_order_relaxed)) return true;
     // Sequentially consistent, as in wait_for_seat(): of a worker and the driver that come at the same time, at
     // least one sees the other.
     driver_runs_.store(true, std::memory_order_seq_cst);
-    seated_ = true;
-    if (busy_workers_.load(std::memory_order_seq_cst) >= runner_.workers()) leave_seat();
-    return seated_;
+    if (busy_workers_.load(std::memory_order_seq_cst) < runner_.workers()) return true;
+    leave_seat();
+    return false;
   }
-  void leave_seat() {
-    if (std::exchange(seated_, false)) driver_runs_.store(false, std::memory_order_release);
-  }
+  void leave_seat() { driver_runs_.store(false, std::memory_order_release); }
 
   /// Until the driver has ended what it runs, if that is in this worker's place.
   void wait_for_seat() {
@@ -180,24 +173,33 @@ class PulledRun {
   }
 
   Resolved run_here(std::size_t place) {
+    const Measurement measurement{*this};
     Task task;
-    return measured_sometimes([&] { return run_slot(place, task, true); });
+    return run_slot(place, task, true);
   }
 
-  /// A look at the clock costs more than many an item. Items that turn slow should soon be shared out, though.
-  template <class Code>
-  auto measured_sometimes(Code code) {
-    constexpr std::size_t every = 8;
-    if (++run_here_ % every != 0) return code();
-    struct Measure {
-      ~Measure() {
-        const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - begun;
-        pace.store(spent.count(), std::memory_order_relaxed);
-      }
-      std::atomic<double>& pace;
-      const std::chrono::steady_clock::time_point begun = std::chrono::steady_clock::now();
-    } measure{nanoseconds_per_item_};
-    return code();
+  /// Of an item that the driver runs. A look at the clock costs more than many an item, so only now and then; but
+  /// items that turn slow should soon be shared out.
+  class Measurement {
+   public:
+    explicit Measurement(PulledRun& run) : run_(run) {
+      constexpr std::size_t every = 8;
+      if (++run_.run_here_ % every == 0) begun_ = std::chrono::steady_clock::now();
+    }
+    Measurement(const Measurement&) = delete;
+    Measurement& operator=(const Measurement&) = delete;
+    ~Measurement() {
+      if (begun_) run_.note_pace(*begun_, 1);
+    }
+
+   private:
+    PulledRun& run_;
+    std::optional<std::chrono::steady_clock::time_point> begun_;
+  };
+
+  void note_pace(std::chrono::steady_clock::time_point begun, std::size_t items) {
+    const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - begun;
+    nanoseconds_per_item_.store(spent.count() / static_cast<double>(items), std::memory_order_relaxed);
   }
 
   void work(std::size_t worker) {
@@ -221,8 +223,7 @@ class PulledRun {
       }
       pace.end();
       pace.rest();
-      const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - begun;
-      nanoseconds_per_item_.store(spent.count() / static_cast<double>(done), std::memory_order_relaxed);
+      note_pace(begun, done);
       mine.erase(mine.begin(), mine.begin() + static_cast<std::ptrdiff_t>(done));  // the rest goes back
       busy_workers_.fetch_sub(1, std::memory_order_release);
     }
@@ -249,8 +250,7 @@ class PulledRun {
   Window<Items>& window_;
   std::atomic<double> nanoseconds_per_item_{0};  // as last seen; 0 if never
   std::atomic<std::size_t> busy_workers_{0};
-  std::atomic<bool> driver_runs_{false};  // items
-  bool seated_ = false;                   // the same, for the driver
+  std::atomic<bool> driver_runs_{false};  // items; only the driver changes it
   const bool inline_;
   const bool nothing_but_fn_;  // concerns an item
   const bool driver_may_run_;

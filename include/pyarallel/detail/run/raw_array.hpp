@@ -37,6 +37,19 @@ struct FreeMemory {
   }
 };
 
+/// Room for one object, which it does not own.
+template <class T>
+class RawPlace {
+ public:
+  RawPlace() = default;
+  RawPlace(const RawPlace&) = delete;
+  RawPlace& operator=(const RawPlace&) = delete;
+  T* get() noexcept { return reinterpret_cast<T*>(storage_); }
+
+ private:
+  alignas(T) std::byte storage_[sizeof(T)];
+};
+
 /// Owns memory for objects, not the objects.
 template <class T>
 using RawArray = std::unique_ptr<T, FreeMemory>;

@@ -119,11 +119,6 @@ class Run {
     stop(StopReason::failed);
   }
 
-  bool call_failed() {
-    const std::lock_guard lock{mutex_};
-    return static_cast<bool>(exception_);
-  }
-
   // In a forked worker -----------------------------------------------------------------------------------
 
   /// From now on this is a worker's copy of the run, and only what it shares with the parent's is true.

@@ -61,11 +61,8 @@ class StreamRun final : public AnyStreamRun<R> {
 
  public:
   /// std::invalid_argument for bad options.
-  StreamRun(Items&& items, Invoke&& invoke, const Options& options, bool takes_task)
-      : options_(options),
-        plan_(plan_for(options_, takes_task)),
-        items_(std::forward<Items>(items)),
-        invoke_(std::move(invoke)) {}
+  StreamRun(Items&& items, Invoke&& invoke, const Options& options)
+      : options_(options), plan_(plan_for(options_)), items_(std::forward<Items>(items)), invoke_(std::move(invoke)) {}
 
   ~StreamRun() override {
     if (!run_) return;
@@ -100,8 +97,8 @@ class StreamRun final : public AnyStreamRun<R> {
   }
 
  private:
-  static Plan plan_for(const Options& options, bool takes_task) {
-    Plan plan = make_plan(options, takes_task);
+  static Plan plan_for(const Options& options) {
+    Plan plan = make_plan(options, Runner::takes_task);
     // Failures are counted as they are yielded, not as they happen on some worker: see StreamRunner.
     plan.max_errors = std::numeric_limits<std::size_t>::max();
     plan.may_change_threads = true;
@@ -162,10 +159,10 @@ class StreamRun final : public AnyStreamRun<R> {
   bool begun_ = false;
 };
 
-/// `invoke(item, task)` for each item, from any thread.
+/// `invoke`: as ItemFunction.
 template <class R, class Items, class Invoke>
 std::unique_ptr<AnyStreamRun<R>> make_stream_run(Items&& items, Invoke invoke,
-                                                 const StreamOptions<item_t<Items>, R>& options, bool takes_task) {
+                                                 const StreamOptions<item_t<Items>, R>& options) {
   static_assert(std::move_constructible<R>,
                 "pyarallel: what the function returns must be movable; return a std::unique_ptr to it instead");
   static_assert(std::is_lvalue_reference_v<Items> || std::move_constructible<Items>,
@@ -178,11 +175,11 @@ std::unique_ptr<AnyStreamRun<R>> make_stream_run(Items&& items, Invoke invoke,
     if (options.executor.get() == Executor::process) {
       require_codec_for_sent_items<std::remove_reference_t<Items>>();
       return std::make_unique<StreamRun<R, Items, Invoke, ForkedRun>>(std::forward<Items>(items), std::move(invoke),
-                                                                      options, takes_task);
+                                                                      options);
     }
   }
   return std::make_unique<StreamRun<R, Items, Invoke, PulledRun>>(std::forward<Items>(items), std::move(invoke),
-                                                                  options, takes_task);
+                                                                  options);
 }
 
 }  // namespace pyarallel::detail

@@ -37,7 +37,7 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
   ~StreamRunner() {
     let_go();
     queue_.for_each([this](const Resolved& item) {
-      if (item.ran && !item.interrupted && !item.error) std::destroy_at(values_.at(item.slot));
+      if (item.has_outcome() && !item.error) std::destroy_at(values_.at(item.slot));
     });
   }
 
@@ -66,7 +66,7 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
 
   /// Queues an outcome. True if there is none, so that the slot is free again.
   bool settle(Resolved& item) {
-    const bool seen = item.ran && !item.interrupted;
+    const bool seen = item.has_outcome();
     if (!item.ran) this->run().add_unrun({item.index, item.index + 1});
     if (item.interrupted) this->run().add_interrupted(item.index);
     // In completion order this is the moment; in input order, when the failure's turn comes (see take()).
@@ -103,10 +103,9 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
     result.attempts = 1;
     result.duration = {};
     Task task;
-    R* const place = reinterpret_cast<R*>(direct_value_);
-    std::exception_ptr error = this->call_once(task, index, item, place);
+    std::exception_ptr error = this->call_once(task, index, item, direct_value_.get());
     if (error) count_failure();
-    show(std::move(error), place, result);
+    show(std::move(error), direct_value_.get(), result);
     if (options_.ordered) queue_.skip();
   }
 
@@ -157,8 +156,8 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
   std::size_t failures_taken_ = 0;
   std::size_t reported_ = 0;
   bool abandoned_ = false;
-  R* shown_ = nullptr;  // the value that the consumer sees
-  alignas(R) std::byte direct_value_[sizeof(R)];
+  R* shown_ = nullptr;        // the value that the consumer sees
+  RawPlace<R> direct_value_;  // of run_directly()
 };
 
 }  // namespace pyarallel::detail

@@ -18,6 +18,8 @@ struct Resolved {
   bool ran = true;                // false: the run stopped before its first attempt
   Receipt receipt = {};
   bool interrupted = false;  // true: it was running when the run ended, and was killed
+
+  bool has_outcome() const noexcept { return ran && !interrupted; }
 };
 
 class Workplace {

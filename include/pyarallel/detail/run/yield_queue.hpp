@@ -53,7 +53,7 @@ class YieldQueue {
   Entry& at(std::size_t position) noexcept { return ring_[position & (ring_.size() - 1)]; }
 
   void drop_unseen() {
-    while (ready() && !(at(next_).item.ran && !at(next_).item.interrupted)) at(next_++).there = false;
+    while (ready() && !at(next_).item.has_outcome()) at(next_++).there = false;
   }
 
   void grow() {
