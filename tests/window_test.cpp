@@ -1,4 +1,5 @@
 // The window: how far the input is read ahead, who waits for whom, and sources that throw or never end.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -243,6 +244,123 @@ TEST_CASE("W1 a slow item holds back none behind it") {
       options.batch = Batch{.size = 2, .chunk = 1};
       CHECK(are_numbers(parallel_map(fn, list_of(count), options), count));
     }
+  }
+}
+
+TEST_CASE("W1 a slow item holds back none behind it, also where items were quick before") {
+  const Watchdog watchdog;
+  constexpr int count = 5000;
+  constexpr int slow = 3000;
+  for (const Variant& variant : variants()) {
+    for (const std::size_t workers : {2U, 5U}) {
+      CAPTURE(variant.name, workers);
+      std::atomic<int> later{0};
+      const auto fn = [&](int item, const Task&) {
+        if (item == slow) wait_until([&] { return later == count - slow - 1; });
+        if (item > slow) ++later;
+        return item;
+      };
+      auto options = variant.options;
+      options.workers = workers;
+      CHECK(are_numbers(parallel_map(fn, numbers(count), options), count));
+    }
+  }
+}
+
+TEST_CASE("W1 the next item is not left behind while others run those after it") {
+  const Watchdog watchdog;
+  constexpr int count = 2'000'000;
+  constexpr int slow = 1'000;
+  std::atomic<bool> next_ran{false};
+  std::atomic<int> overtaken{0};
+  const auto fn = [&](int item) {
+    if (item == slow) wait_until([&] { return next_ran.load(); });
+    if (item == slow + 1) next_ran = true;
+    if (item > slow + 1 && !next_ran) ++overtaken;
+    return item;
+  };
+  const auto items = numbers(count);
+  CHECK(parallel_map(fn, items, {.workers = 2, .retry = pyarallel::Retry{}}).ok());
+  CHECK(overtaken < count / 4);
+}
+
+TEST_CASE("W1 quick items that are taken one by one run once each, or never where the run stops") {
+  const Watchdog watchdog;
+  constexpr int count = 100'000;
+  const auto items = numbers(count);
+  for (const int workers : {2, 3, 7}) {
+    for (const int stop_at : {0, 50'000, count}) {
+      CAPTURE(workers, stop_at);
+      std::vector<std::atomic<int>> runs(count);
+      std::stop_source stop;
+      const auto fn = [&](int item) {
+        ++runs[static_cast<std::size_t>(item)];
+        if (item == stop_at) stop.request_stop();
+        if (item % 5000 == 0) dawdle();  // others take what is left behind
+        return item;
+      };
+      const auto result = parallel_map(fn, items,
+                                       {.workers = static_cast<std::size_t>(workers),
+                                        .rate_limit = pyarallel::RateLimit{.count = 1e9, .burst = 1'000'000},
+                                        .stop = stop.get_token()});
+      std::size_t ran = 0;
+      bool once = true;
+      for (const auto& [index, value] : result.successes()) {
+        once = once && runs[index] == 1;
+        ++ran;
+      }
+      CHECK(once);
+      CHECK(ran + result.failures().size() == count);
+      const auto& failures = result.failures();
+      CHECK(
+          std::all_of(failures.begin(), failures.end(), [&](const auto& failure) { return runs[failure.index] == 0; }));
+      CHECK(result.ok() == (stop_at == count));
+    }
+  }
+}
+
+TEST_CASE("C1 no two items run at once as the same worker, whatever the input") {
+  const Watchdog watchdog;
+  constexpr int count = 20'000;
+  for (const std::size_t workers : {2U, 3U}) {
+    CAPTURE(workers);
+    std::vector<std::atomic<bool>> busy(workers);
+    std::atomic<int> wrong{0};
+    const auto fn = [&](int item, const Task& task) {
+      if (task.worker >= workers || busy[task.worker].exchange(true)) ++wrong;
+      if (item % 997 == 0) dawdle();
+      if (task.index != static_cast<std::size_t>(item)) ++wrong;
+      busy[task.worker] = false;
+      return item;
+    };
+    IntOptions options{.workers = workers};
+    CHECK(are_numbers(parallel_map(fn, numbers(count), options), count));
+    CHECK(are_numbers(parallel_map(fn, list_of(count), options), count));
+    options.batch = Batch{.size = 100};
+    CHECK(are_numbers(parallel_map(fn, list_of(count), options), count));
+    for (const bool ordered : {false, true}) {
+      int seen = 0;
+      const auto items = list_of(count);
+      for (auto& item : pyarallel::parallel_iter(fn, items, {.workers = workers, .ordered = ordered})) {
+        seen += item.ok() && static_cast<std::size_t>(item.value()) == item.index ? 1 : 0;
+      }
+      CHECK(seen == count);
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("C4 the values of a long pulled input are in their places") {
+  const Watchdog watchdog;
+  for (const int count : {63, 64, 65, 20'000, 300'000}) {
+    CAPTURE(count);
+    SinglePass source{count, itself};
+    const auto result = parallel_map([](int item) { return std::int64_t{item} * 3; }, source,
+                                     {.workers = 2, .batch = Batch{.size = 100}});
+    std::int64_t wrong = 0;
+    for (std::size_t i = 0; i < result.size(); ++i) wrong += result[i] == static_cast<std::int64_t>(i) * 3 ? 0 : 1;
+    CHECK(wrong == 0);
+    CHECK(result.size() == static_cast<std::size_t>(count));
   }
 }
 

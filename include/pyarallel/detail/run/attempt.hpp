@@ -116,9 +116,15 @@ inline Verdict judge(const Plan& plan, const std::exception_ptr& exception, int 
   }
 }
 
+/// The time as a worker saw it last. Where one item follows the other, the end of the first is the start of the
+/// second: a look at the clock costs more than many a function.
+struct LastLook {
+  std::optional<TimePoint> now;
+};
+
 /// Runs one item to its end in this thread, as `task.worker`. `task` is reused from item to item.
 /// `outcome`: as far as the item came elsewhere, if it did: its attempts, and the last one's error.
-inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call, Outcome outcome = {}) {
+inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call, LastLook& last, Outcome outcome = {}) {
   const Plan& plan = run.plan();
   Receipt& receipt = outcome.receipt;
   const auto unrun = [&]() -> Outcome& {
@@ -131,13 +137,15 @@ inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call, Out
   while (true) {
     if (receipt.attempts == 0 ? run.closed() : run.stopped()) return unrun();
     if (plan.limiter) {
+      last.now.reset();
       const Grant grant = acquire(*plan.limiter, run.deadline(), run.stop_token());
       // The next token comes only after the deadline: no use waiting for either (clause L4). Others may
       // have got theirs in time.
       if (grant == Grant::too_late) run.close(StopReason::timed_out);
       if (grant != Grant::granted || run.stopped()) return unrun();
     }
-    const TimePoint start = clock().now();
+    const TimePoint start = last.now ? *last.now : clock().now();
+    last.now.reset();
     if (run.stop_if_due(start)) return unrun();
     if (!first_start) first_start = start - receipt.duration;
 
@@ -162,7 +170,10 @@ inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call, Out
       outcome.error = std::make_exception_ptr(TaskTimeout("task_timeout of " + text_of(*plan.task_timeout) +
                                                           " exceeded: the attempt took " + text_of(end - start)));
     }
-    if (has_value) return outcome;
+    if (has_value) {
+      last.now = end;
+      return outcome;
+    }
 
     Verdict verdict = judge(plan, outcome.error, receipt.attempts);
     outcome.error = std::move(verdict.error);

@@ -167,7 +167,9 @@ class ForkedRun final : private ForkedWork {
                WorkerLink& worker) override {
     with_item(first_, index, bytes, worker, [&](auto& item) {
       R* const place = place_of(index);
-      send(runner_.template run_through<Through::attempts>(task, index, item, place, std::move(so_far)), place, worker);
+      LastLook last;
+      send(runner_.template run_through<Through::attempts>(task, index, item, place, last, std::move(so_far)), place,
+           worker);
     });
   }
 

@@ -23,7 +23,7 @@ class IndexedRun {
   IndexedRun(Items& items, Invoke& invoke, const typename Runner::Options& options, const Plan& plan)
       : runner_(items, invoke, options, plan, {.receipts = plan.measured()}),
         first_(std::ranges::begin(items)),
-        claims_(runner_.size(), runner_.workers()) {}
+        claims_(runner_.size(), runner_.workers(), plan.items_at_once() == 1 && plan.chunk != 1) {}
   IndexedRun(const IndexedRun&) = delete;
   IndexedRun& operator=(const IndexedRun&) = delete;
 
@@ -71,14 +71,15 @@ class IndexedRun {
     const Plan& plan = runner_.plan();
     Run& run = runner_.run();
     Task task = runner_.new_task(worker);
-    const bool alone = runner_.workers() == 1;
-    Pace pace{alone ? std::max(runner_.size(), plan.items_at_once()) : plan.items_at_once(),
-              plan.window > 0 ? plan.window / runner_.workers() : runner_.size()};
+    const std::size_t most = plan.window > 0 ? plan.window / runner_.workers() : runner_.size();
+    Pace pace{runner_.workers() == 1 ? runner_.size() : plan.items_at_once(), most};
+    Claims::Taker taker{claims_, worker, most};
     bool initialized = false;
 
     while (!run.closed()) {
-      const Range claim = claims_.take(pace.most(), pace.least());
+      const Range claim = claims_.one_by_one() ? taker.take_one() : claims_.take(pace.most(), pace.least());
       if (claim.empty()) return;
+      if (taker.others_may_have_left()) runner_.driver().call_again();
       if (!initialized && !runner_.initialize_worker()) {
         claims_.give_back(claim);
         return;
@@ -91,8 +92,9 @@ class IndexedRun {
         const Range block{next, std::min(claim.last, next + pace.block())};
         next = runner_.through(
             [&]<Through what>(std::integral_constant<Through, what>) { return run_block<what>(block, task); });
-        if (next < block.last) break;                           // the run is closed
-        if (next == claim.last && !claims_.any_left()) return;  // without a look at the clock, for nobody
+        if (next < block.last) break;  // the run is closed
+        // The clock tells nothing that anybody needs to know then.
+        if (pace.chosen() && next == claim.last && !claims_.any_left()) return;
         quick = pace.keep_going(block.size());
       }
       pace.end();
@@ -107,6 +109,7 @@ class IndexedRun {
   template <Through what>
   std::size_t run_block(Range block, Task& task) {
     std::size_t index = block.first;
+    LastLook last;
     bool reading = false;
     while (true) {
       // One try for as many items as go well.
@@ -117,11 +120,12 @@ class IndexedRun {
           if constexpr (stays_put<Items>) {
             auto& item = first_[offset];
             reading = false;
-            if (!run_one<what>(index, item, task)) return index;
+            if (!run_one<what>(index, item, task, last)) return index;
           } else {
             const item_t<Items> item(first_[offset]);  // kept until its last attempt ended
             reading = false;
-            if (!run_one<what>(index, item, task)) return index;
+            last = {};  // to make it may have taken long
+            if (!run_one<what>(index, item, task, last)) return index;
           }
         }
         return index;
@@ -137,15 +141,16 @@ class IndexedRun {
 
   /// False if the item never ran. Throws what fn throws, where there is nothing but fn.
   template <Through what, class Arg>
-  bool run_one(std::size_t index, Arg& item, Task& task) {
+  bool run_one(std::size_t index, Arg& item, Task& task, [[maybe_unused]] LastLook& last) {
     if constexpr (what == Through::nothing) {
       runner_.call(task, index, item, runner_.place(index));
     } else {
-      Resolved resolved = runner_.template run_through<what>(task, index, item, runner_.place(index));
+      Resolved resolved = runner_.template run_through<what>(task, index, item, runner_.place(index), last);
       if (!runner_.template record<what>(resolved)) return false;
       if constexpr (what == Through::attempts) {
         if (runner_.plan().runs_inline()) {
           runner_.settle(resolved);
+          last = {};  // nor does a callback belong to the next item
         } else if (runner_.plan().reported) {
           runner_.run().handover().resolve(std::move(resolved));
         }

@@ -96,13 +96,13 @@ class ItemRunner {
     return code(std::integral_constant<Through, Through::nothing>{});
   }
 
-  /// Runs an item; its value is made in `place`. `so_far`: as for run_item().
+  /// Runs an item; its value is made in `place`. `last`, `so_far`: as for run_item().
   template <Through what, class Arg>
-  Resolved run_through(Task& task, std::size_t index, Arg& item, R* place, Outcome so_far = {}) {
+  Resolved run_through(Task& task, std::size_t index, Arg& item, R* place, LastLook& last, Outcome so_far = {}) {
     Resolved resolved{.index = index};
     if constexpr (what == Through::attempts) {
       CallItem<Arg> call{invoke_, item, place};
-      Outcome outcome = run_item(run_, task, index, call, std::move(so_far));
+      Outcome outcome = run_item(run_, task, index, call, last, std::move(so_far));
       resolved.ran = outcome.ran;
       resolved.receipt = outcome.receipt;
       resolved.error = std::move(outcome.error);

@@ -32,7 +32,8 @@ class PulledRun {
         window_(admission_.window()),
         inline_(plan.runs_inline()),
         nothing_but_fn_(!plan.measured()),
-        driver_may_run_(!inline_ && plan.items_at_once() == 0 && !plan.takes_task) {}
+        driver_may_run_(!inline_ && plan.items_at_once() == 0 && !plan.needs_driver()),
+        driver_task_(runner_.new_task(runner_.workers() - 1)) {}
   PulledRun(const PulledRun&) = delete;
   PulledRun& operator=(const PulledRun&) = delete;
 
@@ -53,8 +54,8 @@ class PulledRun {
   bool workers_matter() { return !inline_ && !tiny_items(nanoseconds_per_item_.load(std::memory_order_relaxed)); }
 
   /// While items are tiny, handing them over would cost more than to run them: pulls one, and runs it here and now by
-  /// run_item(index, item). False if this is not the time for it, and advance() should see to it. `alone`: only if
-  /// there are no other items in the window.
+  /// run_item(task, index, item). False if this is not the time for it, and advance() should see to it. `alone`: only
+  /// if there are no other items in the window.
   template <class RunItem>
   bool run_directly(RunItem run_item, bool alone) {
     const double pace = nanoseconds_per_item_.load(std::memory_order_relaxed);
@@ -64,7 +65,7 @@ class PulledRun {
     const auto index = admission_.pull_into(item, alone);
     if (index) {
       const Measurement measurement{*this};
-      run_item(*index, item.get());
+      run_item(driver_task_, *index, item.get());
     }
     leave_seat();
     return index.has_value();
@@ -109,17 +110,16 @@ class PulledRun {
   bool run_inline() {
     const auto place = admission_.pull();
     if (!place) return false;
-    if (!task_) {
-      task_ = runner_.new_task(0);
-      may_run_inline_ = runner_.initialize_worker();
-    }
-    admission_.settle(run_slot(*place, *task_, may_run_inline_));
+    if (!may_run_inline_) may_run_inline_ = runner_.initialize_worker();
+    admission_.settle(run_slot(*place, driver_task_, *may_run_inline_));
     return true;
   }
 
   bool admit_one() {
     if constexpr (Runner::keeps_values_by_index) {
-      const auto run_item = [this](std::size_t index, auto& item) { runner_.run_directly(index, item); };
+      const auto run_item = [this](Task& task, std::size_t index, auto& item) {
+        runner_.run_directly(task, index, item);
+      };
       if (run_directly(run_item, false)) return true;
     }
     const auto place = admission_.pull();
@@ -135,9 +135,9 @@ class PulledRun {
     return true;
   }
 
-  // Nanoseconds: handing over an item costs about as much; it takes less than to wake a worker; and less than
-  // a worker's share of many items.
-  static constexpr double tiny_time = 1'000;
+  // Nanoseconds: handing over an item and its outcome costs about as much; it takes less than to wake a worker; and
+  // less than a worker's share of many items.
+  static constexpr double handover_time = 950;
   static constexpr double quick_time = 5'000;
   static constexpr double small_time = 20'000;
 
@@ -146,36 +146,38 @@ class PulledRun {
   bool better_run_here(double pace) {
     return tiny_items(pace) || (may_run_here(pace) && pace < small_time && runner_.run().handover().items_waiting());
   }
-  bool tiny_items(double pace) const { return may_run_here(pace) && pace < tiny_time; }
+  bool tiny_items(double pace) const {
+    // Even n workers take handover_time for each item, and an n-th of its own.
+    const auto workers = static_cast<double>(runner_.workers());
+    return may_run_here(pace) && pace * (workers - 1) < handover_time * workers;
+  }
   bool may_run_here(double pace) const { return pace > 0 && driver_may_run_; }
 
-  /// In the place of a worker, if one is free: there are never more than `workers` calls at once.
+  /// In the place of the last worker, if that is free: there are never more than `workers` calls at once, nor two
+  /// by the same worker.
   bool take_seat() {
     if (driver_runs_.load(std::memory_order_relaxed)) return true;
-    // Sequentially consistent, as in wait_for_seat(): of a worker and the driver that come at the same time, at
+    // Sequentially consistent, as in wait_for_seat(): of the worker and the driver that come at the same time, at
     // least one sees the other.
     driver_runs_.store(true, std::memory_order_seq_cst);
-    if (busy_workers_.load(std::memory_order_seq_cst) < runner_.workers()) return true;
+    if (!last_worker_runs_.load(std::memory_order_seq_cst)) return true;
     leave_seat();
     return false;
   }
   void leave_seat() { driver_runs_.store(false, std::memory_order_release); }
 
   /// Until the driver has ended what it runs, if that is in this worker's place.
-  void wait_for_seat() {
-    busy_workers_.fetch_add(1, std::memory_order_seq_cst);
-    const auto free = [this] {
-      return !driver_runs_.load(std::memory_order_seq_cst) ||
-             busy_workers_.load(std::memory_order_seq_cst) < runner_.workers();
-    };
+  void wait_for_seat(std::size_t worker) {
+    if (worker != driver_task_.worker) return;
+    last_worker_runs_.store(true, std::memory_order_seq_cst);
+    const auto free = [this] { return !driver_runs_.load(std::memory_order_seq_cst); };
     if (free() || spin_until(free)) return;
     while (!free()) std::this_thread::sleep_for(std::chrono::microseconds{50});
   }
 
   Resolved run_here(std::size_t place) {
     const Measurement measurement{*this};
-    Task task;
-    return run_slot(place, task, true);
+    return run_slot(place, driver_task_, true);
   }
 
   /// Of an item that the driver runs. A look at the clock costs more than many an item, so only now and then; but
@@ -209,7 +211,7 @@ class PulledRun {
     std::vector<std::size_t> mine;
     bool initialized = false;
     while (runner_.run().handover().exchange(outcomes, mine, pace.most())) {
-      wait_for_seat();
+      wait_for_seat(worker);
       const bool may_run = initialized || runner_.initialize_worker();
       initialized = true;
       pace.begin();
@@ -225,7 +227,7 @@ class PulledRun {
       pace.rest();
       note_pace(begun, done);
       mine.erase(mine.begin(), mine.begin() + static_cast<std::ptrdiff_t>(done));  // the rest goes back
-      busy_workers_.fetch_sub(1, std::memory_order_release);
+      if (worker == driver_task_.worker) last_worker_runs_.store(false, std::memory_order_release);
     }
   }
 
@@ -235,7 +237,9 @@ class PulledRun {
     if (may_run && !runner_.run().closed()) {
       auto& item = slot.item.get();
       resolved = runner_.through([&]<Through what>(std::integral_constant<Through, what>) {
-        Resolved outcome = runner_.template run_through<what>(task, slot.index, item, runner_.place(slot.index, place));
+        LastLook last;
+        auto* const value = runner_.place(slot.index, place);
+        Resolved outcome = runner_.template run_through<what>(task, slot.index, item, value, last);
         runner_.template record<what>(outcome);
         return outcome;
       });
@@ -249,14 +253,14 @@ class PulledRun {
   Admission<Runner, Items> admission_;
   Window<Items>& window_;
   std::atomic<double> nanoseconds_per_item_{0};  // as last seen; 0 if never
-  std::atomic<std::size_t> busy_workers_{0};
+  std::atomic<bool> last_worker_runs_{false};
   std::atomic<bool> driver_runs_{false};  // items; only the driver changes it
   const bool inline_;
   const bool nothing_but_fn_;  // concerns an item
   const bool driver_may_run_;
+  Task driver_task_;          // as the last worker, which is the only one inline
   std::size_t run_here_ = 0;  // items that the driver ran
-  std::optional<Task> task_;  // of items that run inline
-  bool may_run_inline_ = false;
+  std::optional<bool> may_run_inline_;
   Work work_{this};
   HasWork has_work_{this};
 };

@@ -6,6 +6,7 @@
 #include <array>
 #include <bit>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -82,6 +83,24 @@ RawArray<T> allocate_shared([[maybe_unused]] std::size_t count) {
 #endif
 }
 
+/// Copies the bytes, and gives the memory that they came from back as it goes, where it can: so that there are never
+/// two copies of much. What is left of it is fit to be freed, and nothing else.
+inline void move_bytes(std::byte* to, std::byte* from, std::size_t size) noexcept {
+#if PYARALLEL_HAS_FORK
+  static const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const std::size_t step = 16 * page;
+  const std::size_t before_first_page = (page - reinterpret_cast<std::uintptr_t>(from) % page) % page;
+  for (std::size_t part = before_first_page; size > step; part = step) {
+    std::memcpy(to, from, part);
+    if (part == step) ::madvise(from, step, MADV_DONTNEED);
+    to += part;
+    from += part;
+    size -= part;
+  }
+#endif
+  std::memcpy(to, from, size);
+}
+
 /// Raw places 0, 1, 2, ... whose addresses never change while it grows. One thread grows it; others
 /// may use the places that they were told of since.
 template <class T, Fill fill = Fill::none>
@@ -118,8 +137,8 @@ class GrowingArray {
     if constexpr (std::is_trivially_copyable_v<T>) {
       for (std::size_t done = 0, block = first_size_; done < size; done += block) {
         if (done > 0) block = done;
-        std::memcpy(static_cast<void*>(whole.get() + done), static_cast<const void*>(at(done)),
-                    std::min(block, size - done) * sizeof(T));
+        move_bytes(reinterpret_cast<std::byte*>(whole.get() + done), reinterpret_cast<std::byte*>(at(done)),
+                   std::min(block, size - done) * sizeof(T));
       }
     } else {
       std::size_t done = 0;

@@ -21,6 +21,7 @@
 #include "pyarallel/detail/run/range.hpp"
 #include "pyarallel/detail/run/run_state.hpp"
 #include "pyarallel/detail/run/workplace.hpp"
+#include "pyarallel/detail/spin.hpp"
 #include "pyarallel/error.hpp"
 #include "pyarallel/result.hpp"
 #include "pyarallel/status.hpp"
@@ -172,7 +173,7 @@ class Run {
   void add_failure(std::size_t index, const std::exception_ptr& error) noexcept {
     bool last_one = false;
     {
-      const std::lock_guard lock{mutex_};
+      const auto lock = lock_soon(mutex_);
       failures_.push_back({index, Error{error}});
       last_one = failures_.size() >= plan_.max_errors;
     }
