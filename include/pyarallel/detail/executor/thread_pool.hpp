@@ -261,7 +261,10 @@ class ThreadPool {
     if (idle_ > woken_) {
       ++woken_;
       waker_cpu_ = this_cpu();
+      // Out of the lock, so that those who wake others up do not wait for each other.
+      lock.unlock();
       work_.notify_one();
+      lock.lock();
       return true;
     }
     ++starting_;
@@ -325,12 +328,13 @@ class ThreadPool {
 
   // A thread that sleeps costs its caller 4 to 20 us to wake and arrives 50 us later. So it looks out for a
   // while before it sleeps, but only where that takes a CPU from nobody: the spinning and busy threads and one
-  // caller need one each, and the kernel often puts a woken thread where its caller is.
-  bool may_spin() const noexcept { return busy_ + spinning_ + 2 <= cpus_ && this_cpu() != waker_cpu_; }
+  // caller need one each.
+  bool may_spin() const noexcept { return busy_ + spinning_ + 2 <= cpus_; }
 
   void spin(std::unique_lock<std::mutex>& lock) {
     ++spinning_;
     looking_out_.store(spinning_, std::memory_order_relaxed);
+    const int waker_cpu = waker_cpu_;
     lock.unlock();
     Job* taken = nullptr;
     using clock = std::chrono::steady_clock;
@@ -339,7 +343,13 @@ class ThreadPool {
     // us to leave again: so a job is taken when it is still there at a second look. Not more looks than that, as each
     // of them takes the cache line from the caller that wants to write to it.
     for (std::size_t seen = 0; taken == nullptr && clock::now() < until;) {
-      for (int i = 0; i < 10; ++i) pause_cpu();
+      if (this_cpu() == waker_cpu) {
+        // The kernel often puts a woken thread where the one who woke it is. That one should not wait for us; while
+        // we wait for it, we may be moved to a CPU that has nothing to do.
+        std::this_thread::yield();
+      } else {
+        for (int i = 0; i < 10; ++i) pause_cpu();
+      }
       if (wanting_.load(std::memory_order_relaxed)) break;
       const bool any = offered_.load(std::memory_order_relaxed) != nullptr;
       const std::size_t offer = any ? offers_.load(std::memory_order_relaxed) : 0;
