@@ -118,8 +118,17 @@ inline Verdict judge(const Plan& plan, const std::exception_ptr& exception, int 
 
 /// The time as a worker saw it last. Where one item follows the other, the end of the first is the start of the
 /// second: a look at the clock costs more than many a function.
-struct LastLook {
-  std::optional<TimePoint> now;
+class LastLook {
+ public:
+  bool known() const noexcept { return time_ != unknown; }
+  TimePoint time() const noexcept { return time_; }
+  void note(TimePoint now) noexcept { time_ = now; }
+  void forget() noexcept { time_ = unknown; }
+
+ private:
+  // (Of a std::optional g++ 12 warns that it may be used uninitialized.)
+  static constexpr TimePoint unknown = TimePoint::min();
+  TimePoint time_ = unknown;
 };
 
 /// Runs one item to its end in this thread, as `task.worker`. `task` is reused from item to item.
@@ -137,15 +146,15 @@ inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call, Las
   while (true) {
     if (receipt.attempts == 0 ? run.closed() : run.stopped()) return unrun();
     if (plan.limiter) {
-      last.now.reset();
+      last.forget();
       const Grant grant = acquire(*plan.limiter, run.deadline(), run.stop_token());
       // The next token comes only after the deadline: no use waiting for either (clause L4). Others may
       // have got theirs in time.
       if (grant == Grant::too_late) run.close(StopReason::timed_out);
       if (grant != Grant::granted || run.stopped()) return unrun();
     }
-    const TimePoint start = last.now ? *last.now : clock().now();
-    last.now.reset();
+    const TimePoint start = last.known() ? last.time() : clock().now();
+    last.forget();
     if (run.stop_if_due(start)) return unrun();
     if (!first_start) first_start = start - receipt.duration;
 
@@ -171,7 +180,7 @@ inline Outcome run_item(Run& run, Task& task, std::size_t index, Call& call, Las
                                                           " exceeded: the attempt took " + text_of(end - start)));
     }
     if (has_value) {
-      last.now = end;
+      last.note(end);
       return outcome;
     }
 

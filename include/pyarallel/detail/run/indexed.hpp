@@ -124,7 +124,7 @@ class IndexedRun {
           } else {
             const item_t<Items> item(first_[offset]);  // kept until its last attempt ended
             reading = false;
-            last = {};  // to make it may have taken long
+            last.forget();  // to make it may have taken long
             if (!run_one<what>(index, item, task, last)) return index;
           }
         }
@@ -150,7 +150,7 @@ class IndexedRun {
       if constexpr (what == Through::attempts) {
         if (runner_.plan().runs_inline()) {
           runner_.settle(resolved);
-          last = {};  // nor does a callback belong to the next item
+          last.forget();  // nor does a callback belong to the next item
         } else if (runner_.plan().reported) {
           runner_.run().handover().resolve(std::move(resolved));
         }
