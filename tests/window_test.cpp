@@ -319,6 +319,24 @@ TEST_CASE("W1 quick items that are taken one by one run once each, or never wher
   }
 }
 
+TEST_CASE("W1 a pulled item that waits for those before it gets them, on whichever thread it runs") {
+  const Watchdog watchdog;
+  constexpr int count = 20;
+  const auto items = list_of(count);
+  for (const std::size_t workers : {2U, 3U, 5U}) {
+    for (int round = 0; round < 300; ++round) {
+      CAPTURE(workers, round);
+      std::atomic<int> ended{0};
+      const auto fn = [&](int item) {
+        if (item == count - 1) wait_until([&] { return ended == count - 1; });
+        ++ended;
+        return item;
+      };
+      REQUIRE(are_numbers(parallel_map(fn, items, {.workers = workers}), count));
+    }
+  }
+}
+
 TEST_CASE("C1 no two items run at once as the same worker, whatever the input") {
   const Watchdog watchdog;
   constexpr int count = 20'000;

@@ -73,8 +73,9 @@ class MapRunner : public ItemRunner<R, Items, Invoke> {
 
   /// Runs an item on the driver's thread; there is nothing that concerns it but fn.
   template <class Arg>
-  void run_directly(Task& task, std::size_t index, Arg& item) {
+  void run_directly(std::size_t index, Arg& item) {
     if (!Base::sized && !values_.has(index)) values_.grow_to(index + 1);
+    Task task;
     if (const std::exception_ptr error = this->call_once(task, index, item, place(index))) {
       this->run().add_failure(index, error);
     }

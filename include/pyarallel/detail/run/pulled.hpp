@@ -32,8 +32,7 @@ class PulledRun {
         window_(admission_.window()),
         inline_(plan.runs_inline()),
         nothing_but_fn_(!plan.measured()),
-        driver_may_run_(!inline_ && plan.items_at_once() == 0 && !plan.needs_driver()),
-        driver_task_(runner_.new_task(runner_.workers() - 1)) {}
+        driver_may_run_(!inline_ && plan.items_at_once() == 0 && !plan.takes_task) {}
   PulledRun(const PulledRun&) = delete;
   PulledRun& operator=(const PulledRun&) = delete;
 
@@ -54,7 +53,7 @@ class PulledRun {
   bool workers_matter() { return !inline_ && !tiny_items(nanoseconds_per_item_.load(std::memory_order_relaxed)); }
 
   /// While items are tiny, handing them over would cost more than to run them: pulls one, and runs it here and now by
-  /// run_item(task, index, item). False if this is not the time for it, and advance() should see to it. `alone`: only
+  /// run_item(index, item). False if this is not the time for it, and advance() should see to it. `alone`: only
   /// if there are no other items in the window.
   template <class RunItem>
   bool run_directly(RunItem run_item, bool alone) {
@@ -65,7 +64,7 @@ class PulledRun {
     const auto index = admission_.pull_into(item, alone);
     if (index) {
       const Measurement measurement{*this};
-      run_item(driver_task_, *index, item.get());
+      run_item(*index, item.get());
     }
     leave_seat();
     return index.has_value();
@@ -110,16 +109,17 @@ class PulledRun {
   bool run_inline() {
     const auto place = admission_.pull();
     if (!place) return false;
-    if (!may_run_inline_) may_run_inline_ = runner_.initialize_worker();
-    admission_.settle(run_slot(*place, driver_task_, *may_run_inline_));
+    if (!task_) {
+      task_ = runner_.new_task(0);
+      may_run_inline_ = runner_.initialize_worker();
+    }
+    admission_.settle(run_slot(*place, *task_, may_run_inline_));
     return true;
   }
 
   bool admit_one() {
     if constexpr (Runner::keeps_values_by_index) {
-      const auto run_item = [this](Task& task, std::size_t index, auto& item) {
-        runner_.run_directly(task, index, item);
-      };
+      const auto run_item = [this](std::size_t index, auto& item) { runner_.run_directly(index, item); };
       if (run_directly(run_item, false)) return true;
     }
     const auto place = admission_.pull();
@@ -153,31 +153,36 @@ class PulledRun {
   }
   bool may_run_here(double pace) const { return pace > 0 && driver_may_run_; }
 
-  /// In the place of the last worker, if that is free: there are never more than `workers` calls at once, nor two
-  /// by the same worker.
+  /// In the place of a worker, if one is free: there are never more than `workers` calls at once. (Not of a certain
+  /// one: it would wait for the driver with items in its hands that others could run.)
   bool take_seat() {
     if (driver_runs_.load(std::memory_order_relaxed)) return true;
-    // Sequentially consistent, as in wait_for_seat(): of the worker and the driver that come at the same time, at
+    // Sequentially consistent, as in wait_for_seat(): of a worker and the driver that come at the same time, at
     // least one sees the other.
     driver_runs_.store(true, std::memory_order_seq_cst);
-    if (!last_worker_runs_.load(std::memory_order_seq_cst)) return true;
+    if (busy_workers_.load(std::memory_order_seq_cst) < runner_.workers()) return true;
     leave_seat();
     return false;
   }
   void leave_seat() { driver_runs_.store(false, std::memory_order_release); }
 
-  /// Until the driver has ended what it runs, if that is in this worker's place.
-  void wait_for_seat(std::size_t worker) {
-    if (worker != driver_task_.worker) return;
-    last_worker_runs_.store(true, std::memory_order_seq_cst);
-    const auto free = [this] { return !driver_runs_.load(std::memory_order_seq_cst); };
-    if (free() || spin_until(free)) return;
-    while (!free()) std::this_thread::sleep_for(std::chrono::microseconds{50});
+  /// Until the driver has ended what it runs, or another worker has, if all places are taken. Those who wait take none:
+  /// the driver's item may be waiting for theirs.
+  void wait_for_seat() {
+    const auto free = [this](std::size_t others) {
+      return !driver_runs_.load(std::memory_order_seq_cst) || others + 1 < runner_.workers();
+    };
+    while (!free(busy_workers_.fetch_add(1, std::memory_order_seq_cst))) {
+      busy_workers_.fetch_sub(1, std::memory_order_release);
+      const auto worth_a_try = [&] { return free(busy_workers_.load(std::memory_order_relaxed)); };
+      if (!spin_until(worth_a_try)) std::this_thread::sleep_for(std::chrono::microseconds{50});
+    }
   }
 
   Resolved run_here(std::size_t place) {
     const Measurement measurement{*this};
-    return run_slot(place, driver_task_, true);
+    Task task;
+    return run_slot(place, task, true);
   }
 
   /// Of an item that the driver runs. A look at the clock costs more than many an item, so only now and then; but
@@ -211,7 +216,7 @@ class PulledRun {
     std::vector<std::size_t> mine;
     bool initialized = false;
     while (runner_.run().handover().exchange(outcomes, mine, pace.most())) {
-      wait_for_seat(worker);
+      wait_for_seat();
       const bool may_run = initialized || runner_.initialize_worker();
       initialized = true;
       pace.begin();
@@ -227,7 +232,7 @@ class PulledRun {
       pace.rest();
       note_pace(begun, done);
       mine.erase(mine.begin(), mine.begin() + static_cast<std::ptrdiff_t>(done));  // the rest goes back
-      if (worker == driver_task_.worker) last_worker_runs_.store(false, std::memory_order_release);
+      busy_workers_.fetch_sub(1, std::memory_order_release);
     }
   }
 
@@ -253,14 +258,14 @@ class PulledRun {
   Admission<Runner, Items> admission_;
   Window<Items>& window_;
   std::atomic<double> nanoseconds_per_item_{0};  // as last seen; 0 if never
-  std::atomic<bool> last_worker_runs_{false};
+  std::atomic<std::size_t> busy_workers_{0};
   std::atomic<bool> driver_runs_{false};  // items; only the driver changes it
   const bool inline_;
   const bool nothing_but_fn_;  // concerns an item
   const bool driver_may_run_;
-  Task driver_task_;          // as the last worker, which is the only one inline
   std::size_t run_here_ = 0;  // items that the driver ran
-  std::optional<bool> may_run_inline_;
+  std::optional<Task> task_;  // of items that run inline
+  bool may_run_inline_ = false;
   Work work_{this};
   HasWork has_work_{this};
 };

@@ -121,8 +121,8 @@ class StreamRun final : public AnyStreamRun<R> {
   /// Runs the next item here and now, where that is possible and better.
   bool run_directly() {
     if constexpr (Where<Runner, Range>::runs_in_this_process) {
-      const auto run_item = [this](Task& task, std::size_t index, auto& item) {
-        run_->runner().run_directly(task, index, item, this->current_);
+      const auto run_item = [this](std::size_t index, auto& item) {
+        run_->runner().run_directly(index, item, this->current_);
       };
       return run_->run_directly(run_item, options_.ordered);
     } else {

@@ -98,10 +98,11 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
 
   /// Runs an item on the consumer's thread, and shows its outcome; there is nothing that concerns it but fn.
   template <class Arg>
-  void run_directly(Task& task, std::size_t index, Arg& item, ItemResult<R>& result) {
+  void run_directly(std::size_t index, Arg& item, ItemResult<R>& result) {
     result.index = index;
     result.attempts = 1;
     result.duration = {};
+    Task task;
     std::exception_ptr error = this->call_once(task, index, item, direct_value_.get());
     if (error) count_failure();
     show(std::move(error), direct_value_.get(), result);
