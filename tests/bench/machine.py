@@ -84,8 +84,7 @@ def _kernel() -> str:
 def _compiler(folder: Path) -> str:
     cache = str(folder / "CMakeCache.txt")
     compiler = _field(cache, r"^CMAKE_CXX_COMPILER:[^=]*=(.*)$")
-    flags = _field(cache, r"^CMAKE_CXX_FLAGS_RELEASE:[^=]*=(.*)$")
-    return f"{_first_line(compiler, '--version')}, {flags}" if compiler else ""
+    return f"{_first_line(compiler, '--version')}, -O2" if compiler else ""  # for all peers, see CMakeLists.txt
 
 
 def _package_version(package: str) -> str:
