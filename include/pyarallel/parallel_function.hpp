@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "pyarallel/detail/invoke.hpp"
-#include "pyarallel/detail/run/stream_run.hpp"
 #include "pyarallel/map.hpp"
 #include "pyarallel/options.hpp"
 #include "pyarallel/result.hpp"
@@ -59,9 +58,8 @@ class ParallelFunction {
   template <std::ranges::input_range Items>
   ResultStream<result_t<const F, Items>> stream(
       Items&& items, const StreamOptions<item_t<Items>, result_t<const F, Items>>& options = {}) const {
-    using R = result_t<const F, Items>;
-    return ResultStream<R>{detail::make_stream_run<R, Items>(std::forward<Items>(items), SaidFunction{said_},
-                                                             detail::merged(said_->defaults, options))};
+    // A copy of this, which the stream keeps, and with it the function.
+    return parallel_iter(ParallelFunction(*this), std::forward<Items>(items), said_->defaults, options);
   }
 
  private:
@@ -69,19 +67,6 @@ class ParallelFunction {
     Said(F&& function, Options&& options) : fn(std::move(function)), defaults(std::move(options)) {}
     const F fn;
     const Options defaults;
-  };
-
-  // As detail::ItemFunction; keeps the function alive.
-  struct SaidFunction {
-    std::shared_ptr<const Said> said;
-
-    template <class Item>
-    static constexpr bool takes_task = detail::takes_task<const F, Item>;
-
-    template <class Item>
-    decltype(auto) operator()(Item& item, const Task& task) const {
-      return detail::invoke_item(said->fn, task, item);
-    }
   };
 
   std::shared_ptr<const Said> said_;

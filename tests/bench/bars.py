@@ -51,85 +51,72 @@ def _best(results: Results, name: str, pattern: str) -> Tuple[str, Optional[Samp
     return (variant, by_variant[variant]) if variant else ("", None)
 
 
-def _title(name: str, what: str) -> str:
-    return what or WORKLOADS[name].title
+# Gives the name of what we are compared with, and its samples.
+Other = Callable[[Results], Tuple[str, Optional[Samples]]]
+Combine = Callable[[float, float], float]
+
+
+def _compared(number: str, name: str, what: str, limit: str, other: Other, combine: Combine,
+              says: Callable[[Spread, str], str], met: Callable[[float], bool]) -> Bar:
+    """Ours at the workload `name`, combined with the other's; `says` puts it into words."""
+
+    def judge(results: Results) -> Optional[Verdict]:
+        ours, (whose, theirs) = _ours(results, name), other(results)
+        if ours is None or theirs is None:
+            return None
+        spread = _paired(ours, theirs, combine)
+        return Verdict(says(spread, whose), met(spread[0]))
+
+    return Bar(number, name, what or WORKLOADS[name].title, limit, judge)
+
+
+def _best_at(name: str, pattern: str) -> Other:
+    return lambda results: _best(results, name, pattern)
+
+
+def _ours_at(name: str) -> Other:
+    return lambda results: ("", _ours(results, name))
 
 
 def ratio(number: str, name: str, limit: float, peers: str = "", named: str = "best peer", what: str = "") -> Bar:
     """Our time in times of the best peer, or of the best of those that the pattern `peers` finds."""
-
-    def judge(results: Results) -> Optional[Verdict]:
-        ours, (best, theirs) = _ours(results, name), _best(results, name, peers)
-        if ours is None or theirs is None:
-            return None
-        spread = _paired(ours, theirs, lambda a, b: a / b)
-        return Verdict(f"{_shown(spread, '.2f')} x {best}", spread[0] <= limit)
-
-    return Bar(number, name, _title(name, what), f"at most {limit:g} x {named}", judge)
+    return _compared(number, name, what, f"at most {limit:g} x {named}", _best_at(name, peers), lambda a, b: a / b,
+                     lambda spread, best: f"{_shown(spread, '.2f')} x {best}", lambda value: value <= limit)
 
 
 def speed(number: str, name: str, limit: float, peers: str, named: str, what: str = "") -> Bar:
     """The same the other way round: our speed in parts of theirs."""
-
-    def judge(results: Results) -> Optional[Verdict]:
-        ours, (best, theirs) = _ours(results, name), _best(results, name, peers)
-        if ours is None or theirs is None:
-            return None
-        spread = _paired(theirs, ours, lambda a, b: a / b)
-        return Verdict(f"{_shown(spread, '.2f')} of {best}", spread[0] >= limit)
-
-    return Bar(number, name, _title(name, what), f"at least {limit:g} of the speed of {named}", judge)
+    return _compared(number, name, what, f"at least {limit:g} of the speed of {named}", _best_at(name, peers),
+                     lambda a, b: b / a, lambda spread, best: f"{_shown(spread, '.2f')} of {best}",
+                     lambda value: value >= limit)
 
 
 def efficiency(number: str, name: str, limit: float, what: str = "") -> Bar:
-    def judge(results: Results) -> Optional[Verdict]:
-        ours, loop = _ours(results, name), results.get(name, {}).get(SEQUENTIAL)
-        if ours is None or loop is None:
-            return None
-        spread = _paired(loop, ours, lambda one, two: 100 * one / (2 * two))
-        return Verdict(f"{_shown(spread, '.1f')} %", spread[0] >= limit)
-
-    return Bar(number, name, _title(name, what), f"at least {limit:g} % efficiency", judge)
+    """Half of the sequential loop's time in percent of that of our two workers."""
+    return _compared(number, name, what, f"at least {limit:g} % efficiency",
+                     lambda results: ("", results.get(name, {}).get(SEQUENTIAL)), lambda a, b: 100 * b / (2 * a),
+                     lambda spread, _: f"{_shown(spread, '.1f')} %", lambda value: value >= limit)
 
 
 def beyond(number: str, name: str, base: str, limit: float, named: str, what: str = "") -> Bar:
     """Our time beyond our time at another workload."""
     unit = WORKLOADS[name].measure()
-
-    def judge(results: Results) -> Optional[Verdict]:
-        ours, without = _ours(results, name), _ours(results, base)
-        if ours is None or without is None:
-            return None
-        spread = _paired(ours, without, lambda a, b: a - b)
-        return Verdict(f"{_shown(spread)} {unit} more", spread[0] <= limit)
-
-    return Bar(number, name, _title(name, what), f"at most {limit:g} {unit} beyond {named}", judge)
-
-
-def times(number: str, name: str, base: str, limit: float, named: str, what: str = "") -> Bar:
-    """Our time in times of ours at another workload."""
-
-    def judge(results: Results) -> Optional[Verdict]:
-        ours, without = _ours(results, name), _ours(results, base)
-        if ours is None or without is None:
-            return None
-        spread = _paired(ours, without, lambda a, b: a / b)
-        return Verdict(f"{_shown(spread, '.2f')} x", spread[0] <= limit)
-
-    return Bar(number, name, _title(name, what), f"at most {limit:g} x {named}", judge)
+    return _compared(number, name, what, f"at most {limit:g} {unit} beyond {named}", _ours_at(base),
+                     lambda a, b: a - b, lambda spread, _: f"{_shown(spread)} {unit} more",
+                     lambda value: value <= limit)
 
 
 def beyond_peer(number: str, name: str, limit: float, peers: str, named: str, what: str = "") -> Bar:
     unit = WORKLOADS[name].measure()
+    return _compared(number, name, what, f"at most {limit:g} {unit} beyond {named}", _best_at(name, peers),
+                     lambda a, b: a - b, lambda spread, best: f"{_shown(spread)} {unit} beyond {best}",
+                     lambda value: value <= limit)
 
-    def judge(results: Results) -> Optional[Verdict]:
-        ours, (best, theirs) = _ours(results, name), _best(results, name, peers)
-        if ours is None or theirs is None:
-            return None
-        spread = _paired(ours, theirs, lambda a, b: a - b)
-        return Verdict(f"{_shown(spread)} {unit} beyond {best}", spread[0] <= limit)
 
-    return Bar(number, name, _title(name, what), f"at most {limit:g} {unit} beyond {named}", judge)
+def times(number: str, name: str, base: str, limit: float, named: str, what: str = "") -> Bar:
+    """Our time in times of ours at another workload."""
+    return _compared(number, name, what, f"at most {limit:g} x {named}", _ours_at(base), lambda a, b: a / b,
+                     lambda spread, _: f"{_shown(spread, '.2f')} x", lambda value: value <= limit)
 
 
 def _value(number: str, name: str, limit: str, met: Callable[[float], bool], what: str) -> Bar:
@@ -142,7 +129,7 @@ def _value(number: str, name: str, limit: str, met: Callable[[float], bool], wha
         middle = statistics.median(ours)
         return Verdict(f"{_shown((middle, min(ours), max(ours)))} {workload.unit}", met(middle))
 
-    return Bar(number, name, _title(name, what), limit, judge)
+    return Bar(number, name, what or WORKLOADS[name].title, limit, judge)
 
 
 def at_most(number: str, name: str, limit: float, what: str = "") -> Bar:

@@ -8,13 +8,11 @@
 
 #include <array>
 #include <atomic>
-#include <barrier>
 #include <csignal>
 #include <exception>
 #include <initializer_list>
 #include <mutex>
 #include <new>
-#include <stdexcept>
 
 #include "peer.hpp"
 
@@ -245,26 +243,10 @@ class ClockAlone {
   bool try_acquire() { return now() > 0; }
 };
 
-/// ns that a call takes, as each of so many threads sees it.
 template <class Bucket>
 double try_acquire(std::size_t threads) {
-  constexpr std::size_t calls = 3'000'000;
   Bucket bucket;
-  std::barrier line{static_cast<std::ptrdiff_t>(threads) + 1};
-  std::vector<std::jthread> running;
-  for (std::size_t i = 0; i < threads; ++i) {
-    running.emplace_back([&] {
-      line.arrive_and_wait();
-      std::size_t granted = 0;
-      for (std::size_t call = 0; call < calls; ++call) granted += bucket.try_acquire() ? 1 : 0;
-      line.arrive_and_wait();
-      bench::check(granted == calls, "the number of grants");
-    });
-  }
-  line.arrive_and_wait();
-  const auto begin = bench::Clock::now();
-  line.arrive_and_wait();
-  return bench::nanoseconds(bench::Clock::now() - begin) / calls;
+  return bench::try_acquire(bucket, threads);
 }
 
 template <class Bucket>
@@ -279,10 +261,6 @@ void add_limiter(bench::Program& program, const char* variant) {
 double failing() {
   constexpr std::size_t count = 1'000'000;
   const auto input = bench::numbers(count);
-  const auto fn = [](std::int64_t item) -> std::int64_t {
-    if (item >= 0) throw std::runtime_error("no such thing");
-    return item;
-  };
   return bench::each_call(
              [&] {
                std::vector<std::int64_t> results(count);
@@ -293,7 +271,7 @@ double failing() {
                  threads.emplace_back([&, worker] {
                    for (std::size_t i = count * worker / workers; i < count * (worker + 1) / workers; ++i) {
                      try {
-                       results[i] = fn(input[i]);
+                       results[i] = bench::throwing(input[i]);
                      } catch (...) {
                        errors[i] = std::current_exception();
                      }
@@ -341,21 +319,13 @@ void grab(std::int64_t count, Take take) {
 }
 
 double discard() {
-  struct alignas(64) Sum {
-    std::int64_t value = 0;
-  };
-  return bench::each_call(
-             [] {
-               std::vector<Sum> sums(bench::workers());
-               grab(many, [&](std::size_t worker, std::size_t, auto items) {
-                 for (const std::int64_t item : items) bench::add_to(sums[worker].value, bench::trivial(item));
-               });
-               std::int64_t all = 0;
-               for (const Sum& sum : sums) bench::add_to(all, sum.value);
-               return all;
-             },
-             [](std::int64_t sum) { bench::check(sum == bench::sum_of_trivial(many), "the sum"); }) /
-         many;
+  return bench::pulled_and_discarded([](std::int64_t count) {
+    std::vector<bench::Sum> sums(bench::workers());
+    grab(count, [&](std::size_t worker, std::size_t, auto items) {
+      for (const std::int64_t item : items) bench::add_to(sums[worker].value, bench::trivial(item));
+    });
+    return bench::total(sums);
+  });
 }
 
 /// Each worker keeps the results of its grabs, which are put in order at the end.

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <barrier>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -135,6 +136,36 @@ double each_call(Call call, Check check_result) {
     look(result);
   }
   return nanoseconds(sum) / calls;
+}
+
+/// Of bucket.try_acquire(), as each of so many threads sees it. There must always be a token.
+template <class Bucket>
+double try_acquire(Bucket& bucket, std::size_t threads) {
+  constexpr std::size_t calls = 3'000'000;
+  std::barrier line{static_cast<std::ptrdiff_t>(threads) + 1};
+  std::vector<std::jthread> running;
+  for (std::size_t i = 0; i < threads; ++i) {
+    running.emplace_back([&] {
+      line.arrive_and_wait();
+      std::size_t granted = 0;
+      for (std::size_t call = 0; call < calls; ++call) granted += bucket.try_acquire() ? 1 : 0;
+      line.arrive_and_wait();
+      check(granted == calls, "the number of grants");
+    });
+  }
+  line.arrive_and_wait();
+  const auto begin = Clock::now();
+  line.arrive_and_wait();
+  return nanoseconds(Clock::now() - begin) / calls;
+}
+
+/// Of each trivial item that a generator gives. add_up(count) gives what the results add up to.
+template <class AddUp>
+double pulled_and_discarded(AddUp add_up) {
+  constexpr std::int64_t count = 10'000'000;
+  return each_call([&] { return add_up(count); },
+                   [](std::int64_t sum) { check(sum == sum_of_trivial(count), "the sum"); }) /
+         count;
 }
 
 /// Of a call after 3 ms without any: a median.

@@ -1,9 +1,7 @@
 // What the policies of the library cost, its limiter, and its progress bar.
-#include <barrier>
 #include <pyarallel/map.hpp>
 #include <pyarallel/progress.hpp>
 #include <pyarallel/rate_limit.hpp>
-#include <stdexcept>
 #include <stop_token>
 
 #include "peer.hpp"
@@ -40,14 +38,7 @@ double with_timeout_and_stop() {
 double failing() {
   const auto input = bench::numbers(million);
   return bench::each_call(
-             [&] {
-               return pyarallel::parallel_map(
-                   [](std::int64_t item) -> std::int64_t {
-                     if (item >= 0) throw std::runtime_error("no such thing");
-                     return item;
-                   },
-                   input, {.workers = bench::workers()});
-             },
+             [&] { return pyarallel::parallel_map(bench::throwing, input, {.workers = bench::workers()}); },
              [](const auto& result) {
                const auto failures = result.failures();
                bench::check(failures.size() == million && failures.back().index == million - 1, "the failures");
@@ -55,26 +46,10 @@ double failing() {
          million;
 }
 
-/// ns that a call takes, as each of so many threads sees it.
 double try_acquire(std::size_t threads) {
-  constexpr std::size_t calls = 3'000'000;
   // One a nanosecond: there is always a token, which makes it the dearest path.
   pyarallel::Limiter limiter{{.count = 1e9, .burst = 1'000'000'000}};
-  std::barrier line{static_cast<std::ptrdiff_t>(threads) + 1};
-  std::vector<std::jthread> running;
-  for (std::size_t i = 0; i < threads; ++i) {
-    running.emplace_back([&] {
-      line.arrive_and_wait();
-      std::size_t granted = 0;
-      for (std::size_t call = 0; call < calls; ++call) granted += limiter.try_acquire() ? 1 : 0;
-      line.arrive_and_wait();
-      bench::check(granted == calls, "the number of grants");
-    });
-  }
-  line.arrive_and_wait();
-  const auto begin = bench::Clock::now();
-  line.arrive_and_wait();
-  return bench::nanoseconds(bench::Clock::now() - begin) / calls;
+  return bench::try_acquire(limiter, threads);
 }
 
 /// Percent of the rate that acquire() reaches on one thread, in 2 s or three tokens.

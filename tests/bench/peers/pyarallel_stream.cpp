@@ -10,29 +10,20 @@ namespace {
 
 constexpr std::int64_t many = 10'000'000;
 
-struct alignas(64) Sum {
-  std::int64_t value = 0;
-};
-
 /// The results are thrown away but for what they add up to, by thread.
 double discard() {
-  return bench::each_call(
-             [] {
-               bench::Generator source{many};
-               std::array<Sum, 64> sums{};
-               pyarallel::parallel_map(
-                   [&](std::int64_t item) {
-                     static std::atomic<std::size_t> threads{0};
-                     thread_local const std::size_t mine = threads++;
-                     bench::add_to(sums.at(mine).value, bench::trivial(item));
-                   },
-                   source, {.workers = bench::workers()});
-               std::int64_t all = 0;
-               for (const Sum& sum : sums) bench::add_to(all, sum.value);
-               return all;
-             },
-             [](std::int64_t sum) { bench::check(sum == bench::sum_of_trivial(many), "the sum"); }) /
-         many;
+  return bench::pulled_and_discarded([](std::int64_t count) {
+    bench::Generator source{count};
+    std::array<bench::Sum, 64> sums{};
+    pyarallel::parallel_map(
+        [&](std::int64_t item) {
+          static std::atomic<std::size_t> threads{0};
+          thread_local const std::size_t mine = threads++;
+          bench::add_to(sums.at(mine).value, bench::trivial(item));
+        },
+        source, {.workers = bench::workers()});
+    return bench::total(sums);
+  });
 }
 
 double collect() {

@@ -40,20 +40,15 @@ constexpr std::int64_t many = 10'000'000;
 /// Sums by thread, for the results are thrown away.
 double discard_for_each() {
   bench::TbbThreads threads{bench::workers()};
-  return bench::each_call(
-             [&] {
-               bench::Generator source{many};
-               tbb::enumerable_thread_specific<std::int64_t> sums{0};
-               threads.run([&] {
-                 tbb::parallel_for_each(source.begin(), source.end(),
-                                        [&](std::int64_t item) { bench::add_to(sums.local(), bench::trivial(item)); });
-               });
-               std::int64_t all = 0;
-               for (const std::int64_t sum : sums) bench::add_to(all, sum);
-               return all;
-             },
-             [](std::int64_t sum) { bench::check(sum == bench::sum_of_trivial(many), "the sum"); }) /
-         many;
+  return bench::pulled_and_discarded([&](std::int64_t count) {
+    bench::Generator source{count};
+    tbb::enumerable_thread_specific<bench::Sum> sums;
+    threads.run([&] {
+      tbb::parallel_for_each(source.begin(), source.end(),
+                             [&](std::int64_t item) { bench::add_to(sums.local().value, bench::trivial(item)); });
+    });
+    return bench::total(sums);
+  });
 }
 
 /// In any order: nothing tells a body which item it has.

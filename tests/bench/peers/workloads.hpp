@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <iterator>
 #include <numeric>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -97,8 +98,26 @@ inline void add_to(std::int64_t& sum, std::int64_t value) {
   sum = static_cast<std::int64_t>(static_cast<std::uint64_t>(sum) + static_cast<std::uint64_t>(value));
 }
 
+/// One thread's part of a sum.
+struct alignas(64) Sum {
+  std::int64_t value = 0;
+};
+
+template <class Sums>
+std::int64_t total(const Sums& sums) {
+  std::int64_t all = 0;
+  for (const Sum& sum : sums) add_to(all, sum.value);
+  return all;
+}
+
 /// What all of trivial(0) to trivial(count - 1) add up to.
 inline std::int64_t sum_of_trivial(std::int64_t count) { return 3 * (count * (count - 1) / 2) + count; }
+
+/// Any item of 0 and more.
+inline std::int64_t throwing(std::int64_t item) {
+  if (item >= 0) throw std::runtime_error("no such thing");
+  return item;
+}
 
 /// A result of 1 MiB.
 inline constexpr std::size_t large = std::size_t{1} << 20;

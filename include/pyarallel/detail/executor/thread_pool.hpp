@@ -201,7 +201,7 @@ class ThreadPool {
         (looking_out_.load(std::memory_order_seq_cst) > 0 || !take_back(job))) {
       return true;
     }
-    job.undecided_.store(false, std::memory_order_relaxed);
+    decline(job);  // nobody saw it
     return false;
   }
 
@@ -254,7 +254,7 @@ class ThreadPool {
   // One more thread on its way to the open jobs: one that spins, an idle one, or a new one. False if
   // that is impossible.
   bool call_one(std::unique_lock<std::mutex>& lock) {
-    if (spinning_ > summoned_) {
+    if (looking_out_.load(std::memory_order_relaxed) > summoned_) {
       ++summoned_;
       return true;
     }
@@ -327,13 +327,12 @@ class ThreadPool {
   }
 
   // A thread that sleeps costs its caller 4 to 20 us to wake and arrives 50 us later. So it looks out for a
-  // while before it sleeps, but only where that takes a CPU from nobody: the spinning and busy threads and one
-  // caller need one each.
-  bool may_spin() const noexcept { return busy_ + spinning_ + 2 <= cpus_; }
+  // while before it sleeps, but only where that takes a CPU from nobody: the threads that look out, the busy
+  // ones and one caller need one each.
+  bool may_spin() const noexcept { return busy_ + looking_out_.load(std::memory_order_relaxed) + 2 <= cpus_; }
 
   void spin(std::unique_lock<std::mutex>& lock) {
-    ++spinning_;
-    looking_out_.store(spinning_, std::memory_order_relaxed);
+    looking_out_.fetch_add(1, std::memory_order_relaxed);
     const int waker_cpu = waker_cpu_;
     lock.unlock();
     Job* taken = nullptr;
@@ -360,9 +359,8 @@ class ThreadPool {
     lock = lock_soon(mutex_);
     // Whoever summons does so under the mutex, so a job that came too late to be seen above is seen now. A job that
     // is offered too late is taken now, or its owner sees that nobody looks out.
-    --spinning_;
-    looking_out_.store(spinning_, std::memory_order_seq_cst);
-    summoned_ = std::min(summoned_, spinning_);
+    const std::size_t others = looking_out_.fetch_sub(1, std::memory_order_seq_cst) - 1;
+    summoned_ = std::min(summoned_, others);
     if (taken != nullptr) show(*taken);
     if (Job* const late = take_offer()) show(*late);
   }
@@ -410,10 +408,9 @@ class ThreadPool {
   int waker_cpu_ = -1;        // where somebody was when he woke one
   std::size_t woken_ = 0;     // of those, the ones that were woken and are not there yet
   std::size_t starting_ = 0;  // new, and not there yet
-  std::size_t spinning_ = 0;  // looking at what comes last here
-  std::size_t summoned_ = 0;  // of those, the ones that will look for a job
+  std::size_t summoned_ = 0;  // of those that look out, the ones that will look for a job
   bool exiting_ = false;
-  alignas(64) std::atomic<std::size_t> looking_out_{0};  // spinning_, for those who have not the mutex
+  alignas(64) std::atomic<std::size_t> looking_out_{0};  // threads; changed under the mutex
   std::atomic<Job*> offered_{nullptr};
   std::atomic<std::size_t> offers_{0};  // to tell one from the next
   std::atomic<bool> wanting_{false};    // an open job wants somebody

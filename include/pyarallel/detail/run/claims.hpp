@@ -70,7 +70,10 @@ class Tray {
     return {expected >> 16, (expected >> 16) + 1};
   }
 
-  Range rest() const noexcept { return {content() >> 16, (content() >> 16) + count(content())}; }
+  Range rest() const noexcept {
+    const Content now = content();
+    return {now >> 16, (now >> 16) + count(now)};
+  }
 
  private:
   static std::size_t count(Content content) noexcept { return content & 0xffff; }

@@ -51,6 +51,8 @@ class IndexedRun {
 
  private:
   using Iterator = std::ranges::iterator_t<Items>;
+  /// An element where it is, or an object made of it.
+  using Item = std::conditional_t<stays_put<Items>, std::ranges::range_reference_t<Items>, const item_t<Items>>;
 
   void drive() {
     std::size_t resolved = 0;
@@ -116,17 +118,11 @@ class IndexedRun {
       try {
         for (; index < block.last; ++index) {
           const auto offset = static_cast<std::iter_difference_t<Iterator>>(index);
+          if (!stays_put<Items>) last.forget();  // to make an item may take long
           reading = true;
-          if constexpr (stays_put<Items>) {
-            auto& item = first_[offset];
-            reading = false;
-            if (!run_one<what>(index, item, task, last)) return index;
-          } else {
-            const item_t<Items> item(first_[offset]);  // kept until its last attempt ended
-            reading = false;
-            last.forget();  // to make it may have taken long
-            if (!run_one<what>(index, item, task, last)) return index;
-          }
+          Item item(first_[offset]);  // kept until its last attempt ended
+          reading = false;
+          if (!run_one<what>(index, item, task, last)) return index;
         }
         return index;
       } catch (...) {
