@@ -13,6 +13,7 @@
 #include <initializer_list>
 #include <mutex>
 #include <new>
+#include <stdexcept>
 
 #include "peer.hpp"
 
@@ -261,6 +262,10 @@ void add_limiter(bench::Program& program, const char* variant) {
 double failing() {
   constexpr std::size_t count = 1'000'000;
   const auto input = bench::numbers(count);
+  const auto fn = [](std::int64_t item) -> std::int64_t {
+    if (item >= 0) throw std::runtime_error("no such thing");
+    return item;
+  };
   return bench::each_call(
              [&] {
                std::vector<std::int64_t> results(count);
@@ -271,7 +276,7 @@ double failing() {
                  threads.emplace_back([&, worker] {
                    for (std::size_t i = count * worker / workers; i < count * (worker + 1) / workers; ++i) {
                      try {
-                       results[i] = bench::throwing(input[i]);
+                       results[i] = fn(input[i]);
                      } catch (...) {
                        errors[i] = std::current_exception();
                      }

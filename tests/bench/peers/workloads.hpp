@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <iterator>
 #include <numeric>
-#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -112,12 +111,6 @@ std::int64_t total(const Sums& sums) {
 
 /// What all of trivial(0) to trivial(count - 1) add up to.
 inline std::int64_t sum_of_trivial(std::int64_t count) { return 3 * (count * (count - 1) / 2) + count; }
-
-/// Any item of 0 and more.
-inline std::int64_t throwing(std::int64_t item) {
-  if (item >= 0) throw std::runtime_error("no such thing");
-  return item;
-}
 
 /// A result of 1 MiB.
 inline constexpr std::size_t large = std::size_t{1} << 20;
