@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "pyarallel/checkpoint_store.hpp"
 #include "pyarallel/detail/clock.hpp"
 #include "pyarallel/executor.hpp"
 #include "pyarallel/rate_limit.hpp"
@@ -93,6 +94,7 @@ struct MapOptions {
                                                ///< task.stop; std::invalid_argument otherwise.
   std::optional<std::size_t> max_errors = {};  ///< >= 1; counted after retries.
   std::stop_token stop = {};
+  CheckpointArg<T, R> checkpoint = {};                          ///< Successes are kept, and not repeated by later runs.
   detail::Callback<ItemKey(const T&)> item_key = {};            ///< Once per admitted item, on the calling thread.
   detail::Callback<void(const ItemResult<R>&)> on_result = {};  ///< On the calling thread, in completion order.
   OnProgress on_progress = {};                                  ///< On the calling thread.

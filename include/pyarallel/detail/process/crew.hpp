@@ -74,7 +74,7 @@ class ForkedCrew final : public Crew {
 
   [[gnu::cold]] void advance(FunctionRef<bool()> enough) override {
     const auto admit = [&] { return admit_one(); };
-    const auto settle = [&](Resolved& item) { work_->settle(item); };
+    const auto settle = [&](std::span<Resolved> items) { work_->settle(items); };
     const auto finished = [&] {
       return enough() || (job_.claims ? nobody_inside() && !has_work() : work_->all_settled());
     };
@@ -192,12 +192,13 @@ class ForkedCrew final : public Crew {
 
   bool admit_one() {
     if (job_.claims || !queue_.more_to_come()) return false;
-    const auto item = work_->admit();
-    if (item && !driver_->guarded([&] { offer(*item); })) {
-      resolved_.push_back({.index = item->index, .slot = item->place, .ran = false});
+    AdmittedItem item;
+    const Pull pull = work_->admit(item);
+    if (pull == Pull::placed && !driver_->guarded([&] { offer(item); })) {
+      resolved_.push_back({.index = item.index, .slot = item.place, .ran = false});
     }
     if (work_->all_admitted()) queue_.set_more_to_come(false);
-    return item.has_value();
+    return pull != Pull::none;
   }
 
   /// Hands an admitted item to the workers.
@@ -281,6 +282,7 @@ class ForkedCrew final : public Crew {
     try {
       const auto live = [&] {
         for (Peer& sibling : peers_) sibling.child.close_descriptor();
+        work_->enter_worker();
         Worker worker{shared_, number, job_, *run_, *work_, bell_};
         worker.live();
       };

@@ -8,11 +8,11 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
-#include <optional>
 #include <span>
 
 #include "pyarallel/detail/function_ref.hpp"
 #include "pyarallel/detail/parallelism.hpp"
+#include "pyarallel/detail/run/admission.hpp"
 #include "pyarallel/detail/run/attempt.hpp"
 #include "pyarallel/detail/run/driver.hpp"
 #include "pyarallel/detail/run/plan.hpp"
@@ -61,6 +61,8 @@ class ForkedWork {
  public:
   // In a worker --------------------------------------------------------------------------------------
 
+  /// First of all.
+  virtual void enter_worker() noexcept = 0;
   /// Before the first item. What worker_init threw, if it did.
   virtual std::exception_ptr initialize() = 0;
   virtual Task new_task(std::size_t worker) = 0;
@@ -73,15 +75,15 @@ class ForkedWork {
 
   // In the parent ------------------------------------------------------------------------------------
 
-  /// Pulls an item, where the driver does that. Nothing if it cannot now.
-  virtual std::optional<AdmittedItem> admit() = 0;
+  /// Pulls an item, where the driver does that.
+  virtual Pull admit(AdmittedItem& item) = 0;
   /// There will be no more.
   virtual bool all_admitted() = 0;
   /// And all are settled.
   virtual bool all_settled() = 0;
   /// Puts an encoded value in its place. Throws what decoding throws.
   virtual void keep_value(const Resolved& item, std::span<const std::byte> bytes) = 0;
-  virtual void settle(Resolved& item) = 0;
+  virtual void settle(std::span<Resolved> items) = 0;
   virtual Records& records() = 0;
 
  protected:

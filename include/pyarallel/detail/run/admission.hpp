@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -64,6 +65,9 @@ class Window {
   std::size_t unresolved_ = 0;
 };
 
+/// What became of the next item of the input. none: there is none to be had now. resolved: it needs no worker.
+enum class Pull { none, resolved, placed };
+
 template <class Runner, class Items>
 class Admission {
  public:
@@ -81,10 +85,9 @@ class Admission {
     return any && !ended_;
   }
 
-  /// Reads one item into the window, if there is room for it. Nothing if there is none to be had now.
-  std::optional<std::size_t> pull() {
-    if (ended_ || window_.full() || !may_admit()) return std::nullopt;
-    std::size_t place = 0;
+  /// Reads one item into the window, in `place`, if there is room for it.
+  Pull pull(std::size_t& place) {
+    if (ended_ || window_.full() || !may_admit()) return Pull::none;
     const bool read = this->read([&] {
       place = window_.find_place();
       if (looks_) {
@@ -95,10 +98,11 @@ class Admission {
       window_.fill();
       window_[place].index = runner_.next_index();
     });
-    if (!read) return std::nullopt;
-    if (runner_.admit(window_[place].index, place, window_[place].item)) return place;
-    reject(place);
-    return std::nullopt;
+    if (!read) return Pull::none;
+    const Pull pull = runner_.admit(window_[place].index, place, window_[place].item);
+    if (pull == Pull::none) reject(place);
+    if (pull == Pull::resolved) free(place);
+    return pull;
   }
 
   /// The same for an item that is done with before the next one is wanted: it takes no place. Its index. With
@@ -112,14 +116,21 @@ class Admission {
   /// The item in this place cannot run, and so the call fails: nothing more is admitted.
   void reject(std::size_t place) {
     ended_ = true;
-    settle({.slot = place, .ran = false});
+    Resolved item{.slot = place, .ran = false};
+    settle({&item, 1});
   }
 
-  void settle(Resolved&& item) {
-    item.index = window_[item.slot].index;
-    const std::size_t slot = item.slot;
-    window_[slot].item.reset();
-    if (runner_.settle(item)) free(slot);
+  /// Outcomes that came together.
+  void settle(std::span<Resolved> items) {
+    for (Resolved& item : items) {
+      item.index = window_[item.slot].index;
+      window_[item.slot].item.reset();
+    }
+    runner_.store(items);
+    for (Resolved& item : items) {
+      const std::size_t slot = item.slot;
+      if (runner_.settle(item)) free(slot);
+    }
   }
 
   /// The slot may have another item.

@@ -9,6 +9,7 @@
 #include "pyarallel/detail/run/map_runner.hpp"
 #include "pyarallel/detail/run/plan.hpp"
 #include "pyarallel/detail/run/pulled.hpp"
+#include "pyarallel/detail/run/run_checkpoint.hpp"
 #include "pyarallel/detail/run/source.hpp"
 #include "pyarallel/options.hpp"
 #include "pyarallel/result.hpp"
@@ -22,7 +23,12 @@ MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>
                 "pyarallel: what the function returns must be movable; return a std::unique_ptr to it instead");
   using Runner = MapRunner<R, Items, Invoke>;
   const Plan plan = make_plan(options, Runner::takes_task);
-  if (std::ranges::sized_range<Items> && known_size(items) == 0) return {};
+  if (std::ranges::sized_range<Items> && known_size(items) == 0) {
+    // A checkpoint that cannot be used is an error whatever the input.
+    const auto never = [] { return false; };
+    if (plan.stored) open_checkpoint(*options.checkpoint.store(), *options.checkpoint.types(), plan.keyed, never);
+    return {};
+  }
 
   const auto run_to_the_end = [](auto&& run) {
     if (run.begin()) {
@@ -36,8 +42,7 @@ MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>
     if (plan.forks()) return run_to_the_end(ForkedRun<Runner, Items>{items, invoke, options, plan});
   }
   if constexpr (IndexedInput<Items>) {
-    // Keys are made by the driver, item by item.
-    if (!plan.keyed) {
+    if (!plan.driver_looks()) {
       IndexedRun<Runner, Items> run{items, invoke, options, plan};
       run.run();
       return run.runner().finish(true);

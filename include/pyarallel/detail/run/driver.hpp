@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <exception>
 #include <optional>
+#include <span>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -79,17 +80,19 @@ class Driver {
     if (!ThreadPool::instance().call_another(*job_)) throw no_thread();
   }
 
+  /// Settles outcomes that came together.
+  using Settle = FunctionRef<void(std::span<Resolved>)>;
+
   /// Settles the outcomes that are there.
-  void settle_waiting(FunctionRef<void(Resolved&)> settle) {
+  void settle_waiting(Settle settle) {
     run_.workplace().collect(outcomes_, false, TimePoint::min());
-    for (Resolved& item : outcomes_) settle(item);
+    settle(outcomes_);
   }
 
   /// Admits while admit() can, settles outcomes, and keeps the time, until finished(), or the run is
   /// closed and nobody is inside any more. May be called again after that. `until_left`: finished() depends on workers
   /// that leave, not on outcomes.
-  void drive(FunctionRef<bool()> admit, FunctionRef<void(Resolved&)> settle, FunctionRef<bool()> finished,
-             bool until_left) {
+  void drive(FunctionRef<bool()> admit, Settle settle, FunctionRef<bool()> finished, bool until_left) {
     constexpr int admitted_at_once = 64;  // so that callbacks do not wait for a large window to fill
     const Plan& plan = run_.plan();
     Workplace& workplace = run_.workplace();
@@ -102,7 +105,7 @@ class Driver {
       if (closed) {
         for (const std::size_t slot : workplace.close()) {
           Resolved item{.slot = slot, .ran = false};
-          settle(item);
+          settle({&item, 1});
         }
         if (workplace.nobody_inside()) return;
       }
@@ -114,7 +117,7 @@ class Driver {
       }
       if (admitted == admitted_at_once) due = TimePoint::min();  // there may be room for more
       workplace.collect(outcomes_, closed || until_left, due);
-      for (Resolved& item : outcomes_) settle(item);
+      settle(outcomes_);
     }
   }
 

@@ -56,7 +56,7 @@ class ForkedRun final : private ForkedWork {
     if (job_.claims) {
       runner_.all_admitted();
     } else {
-      admission_.emplace(runner_, job_.entries, !by_index || plan.keyed);
+      admission_.emplace(runner_, job_.entries, !by_index || plan.driver_looks());
     }
   }
   ForkedRun(const ForkedRun&) = delete;
@@ -102,33 +102,34 @@ class ForkedRun final : private ForkedWork {
 
   // The driver -----------------------------------------------------------------------------------------
 
-  std::optional<AdmittedItem> admit() override {
-    const auto place = admission_->pull();
-    if (!place) return std::nullopt;
-    auto& slot = admission_->window()[*place];
+  Pull admit(AdmittedItem& item) override {
+    const Pull pull = admission_->pull(item.place);
+    if (pull != Pull::placed) return pull;
+    auto& slot = admission_->window()[item.place];
+    item.index = slot.index;
     const bool encoded = runner_.driver().guarded([&] {
       bytes_.clear();
       if constexpr (!by_index && Serializable<Item>) Codec<Item>::encode(slot.item.get(), bytes_);
     });
-    if (encoded) return AdmittedItem{*place, slot.index, bytes_};
-    admission_->reject(*place);
-    return std::nullopt;
+    item.bytes = bytes_;
+    if (encoded) return pull;
+    admission_->reject(item.place);
+    return Pull::none;
   }
 
   bool all_admitted() override { return admission_->ended(); }
   bool all_settled() override { return admission_->finished(); }
 
-  void settle(Resolved& item) override {
-    if (job_.one_by_one) {
-      runner_.template record<Through::attempts>(item);
-    } else {
-      runner_.template record<Through::nothing>(item);
+  void settle(std::span<Resolved> items) override {
+    for (Resolved& item : items) {
+      if (job_.one_by_one) {
+        runner_.template record<Through::attempts>(item);
+      } else {
+        runner_.template record<Through::nothing>(item);
+      }
+      if (job_.claims) runner_.settle(item);
     }
-    if (job_.claims) {
-      runner_.settle(item);
-    } else {
-      admission_->settle(std::move(item));
-    }
+    if (!job_.claims) admission_->settle(items);
   }
 
   Records& records() override { return runner_.records(); }
@@ -138,6 +139,10 @@ class ForkedRun final : private ForkedWork {
   }
 
   // A worker -------------------------------------------------------------------------------------------
+
+  void enter_worker() noexcept override {
+    if constexpr (Runner::keeps_values_by_index) runner_.leave_checkpoint_to_parent();
+  }
 
   std::exception_ptr initialize() override { return runner_.try_worker_init(); }
 
@@ -242,8 +247,7 @@ class ForkedRun final : private ForkedWork {
   static ForkedJob job_for(Items& items, const Plan& plan) {
     require_codec_for_sent_items<Items>();
     const std::size_t size = known_size(items);
-    // Keys are made by the driver, item by item.
-    const bool claims = by_index && Runner::keeps_values_by_index && !plan.keyed;
+    const bool claims = by_index && Runner::keeps_values_by_index && !plan.driver_looks();
     return make_forked_job(plan, by_index, claims, Runner::sized, size, Runner::worker_count(plan, size));
   }
 

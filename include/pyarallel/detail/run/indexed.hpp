@@ -7,6 +7,7 @@
 #include <exception>
 #include <iterator>
 #include <ranges>
+#include <span>
 #include <type_traits>
 #include <utility>
 
@@ -57,9 +58,9 @@ class IndexedRun {
   void drive() {
     std::size_t resolved = 0;
     const auto nothing_to_admit = [] { return false; };
-    const auto settle = [&](const Resolved& item) {
-      ++resolved;
-      runner_.settle(item);
+    const auto settle = [&](std::span<Resolved> items) {
+      resolved += items.size();
+      for (const Resolved& item : items) runner_.settle(item);
     };
     const bool outcomes_come = runner_.plan().reported;
     const auto finished = [&] {

@@ -3,12 +3,17 @@
 
 #include <cstddef>
 #include <exception>
+#include <memory>
+#include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
+#include "pyarallel/detail/run/admission.hpp"
 #include "pyarallel/detail/run/item_runner.hpp"
 #include "pyarallel/detail/run/raw_array.hpp"
 #include "pyarallel/detail/run/records.hpp"
+#include "pyarallel/detail/run/run_checkpoint.hpp"
 #include "pyarallel/options.hpp"
 #include "pyarallel/result.hpp"
 
@@ -37,7 +42,11 @@ class MapRunner : public ItemRunner<R, Items, Invoke> {
       : Base(items, invoke, plan, placement.state, placement.workplace),
         options_(options),
         values_(this->size(), placement.memory),
-        records_(placement.receipts, this->size()) {}
+        records_(placement.receipts, this->size()) {
+    if (!plan.stored) return;
+    const auto give_up = [this] { return this->run().closed() || this->run().stop_if_due(clock().now()); };
+    checkpoint_.emplace(*options.checkpoint.store(), *options.checkpoint.types(), plan.keyed, keys_, give_up);
+  }
 
   Records& records() noexcept { return records_; }
 
@@ -60,15 +69,40 @@ class MapRunner : public ItemRunner<R, Items, Invoke> {
 
   // The driver's side ---------------------------------------------------------------------------------
 
-  /// Admits a pulled item: its key, and whatever grows with the input. False if that threw.
-  bool admit(std::size_t index, [[maybe_unused]] std::size_t slot, const Kept<Items>& item) {
-    return this->driver().guarded([&] {
+  /// Admits a pulled item: its key, whatever grows with the input, and its value if a checkpoint has it. Pull::none if
+  /// that threw.
+  Pull admit(std::size_t index, std::size_t slot, const Kept<Items>& item) {
+    bool found = false;
+    const bool admitted = this->driver().guarded([&] {
       if (!Base::sized) {
         values_.grow_to(index + 1);
         records_.grow_to(index + 1);
       }
       if (this->plan().keyed) keys_.push_back(options_.item_key(std::as_const(item).get()));
+      if (!checkpoint_) return;
+      const item_t<Items>& looked_up = std::as_const(item).get();
+      found = checkpoint_->find(index, slot, std::addressof(looked_up), values_.at(index));
     });
+    if (!admitted) return Pull::none;
+    if (!found) return Pull::placed;
+    settle({.index = index});
+    return Pull::resolved;
+  }
+
+  /// Keeps the values among these outcomes in the checkpoint, if there is one: before any of them is reported, and
+  /// also when the call is going to fail, for they were made.
+  void store(std::span<const Resolved> items) {
+    if (!checkpoint_) return;
+    for (const Resolved& item : items) {
+      if (!item.has_outcome() || item.error) continue;
+      this->driver().guarded([&] { checkpoint_->add(item.index, item.slot, values_.at(item.index)); });
+    }
+    this->driver().guarded([&] { checkpoint_->commit(); });
+  }
+
+  /// In a forked worker: see CheckpointSession.
+  void leave_checkpoint_to_parent() noexcept {
+    if (checkpoint_) checkpoint_->leave_to_parent();
   }
 
   /// Runs an item on the driver's thread; there is nothing that concerns it but fn.
@@ -135,6 +169,7 @@ class MapRunner : public ItemRunner<R, Items, Invoke> {
   Records records_;
   std::vector<ItemKey> keys_;
   std::size_t reported_ = 0;
+  std::optional<RunCheckpoint> checkpoint_;
 };
 
 }  // namespace pyarallel::detail

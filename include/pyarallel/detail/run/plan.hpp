@@ -29,6 +29,7 @@ struct Plan {
   std::stop_token stop;
   std::function<void()> worker_init;
   bool keyed = false;
+  bool stored = false;              // results, in a checkpoint
   bool reported = false;            // on_result or on_progress
   bool takes_task = false;          // fn wants a Task
   bool may_change_threads = false;  // the driver may be one thread now, and another later
@@ -45,10 +46,13 @@ struct Plan {
   /// An item goes through the attempt loop: something may hold it, repeat it or cut it short.
   bool has_policy() const noexcept { return limiter || retry != nullptr || task_timeout; }
 
+  /// The driver looks at each item before a worker may have it.
+  bool driver_looks() const noexcept { return keyed || stored; }
+
   /// How many items a worker takes at once; 0: as many as its pace suggests.
   std::size_t items_at_once() const noexcept {
     // A slow item must not hold back the next (clause W1).
-    if (has_policy() || keyed || reported) return 1;
+    if (has_policy() || driver_looks() || reported) return 1;
     if (chunk > 0) return chunk;
     // A worker that gives items back may have to call others that left, and they would be new again.
     return worker_init ? 1 : 0;
@@ -56,7 +60,7 @@ struct Plan {
 
   /// Each item's attempts and duration are written down (clause R8). Forked workers measure several
   /// items at a time where nothing concerns them singly.
-  bool measured() const noexcept { return has_policy() || keyed || reported || (timeout && !forks()); }
+  bool measured() const noexcept { return has_policy() || driver_looks() || reported || (timeout && !forks()); }
 
   /// The run may end while there are items left.
   bool may_stop_early() const noexcept {
@@ -69,7 +73,7 @@ struct Plan {
   /// The calling thread is needed for other things than items: callbacks, or asking tasks to stop at
   /// a moment in time. (Nor does it take part where worker_init would change it for good.)
   bool needs_driver() const noexcept {
-    return reported || keyed || worker_init || (takes_task && (timeout || task_timeout));
+    return reported || driver_looks() || worker_init || (takes_task && (timeout || task_timeout));
   }
 };
 
@@ -128,6 +132,7 @@ Plan make_plan(const Options& options, bool takes_task) {
   plan.keyed = static_cast<bool>(options.item_key);
   plan.reported = static_cast<bool>(options.on_progress);
   if constexpr (requires { options.on_result; }) plan.reported = plan.reported || static_cast<bool>(options.on_result);
+  if constexpr (requires { options.checkpoint; }) plan.stored = options.checkpoint.store() != nullptr;
   return plan;
 }
 

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -77,7 +78,7 @@ class PulledRun {
       return;
     }
     const auto admit = [this] { return admit_one(); };
-    const auto settle = [this](Resolved& item) { admission_.settle(std::move(item)); };
+    const auto settle = [this](std::span<Resolved> items) { admission_.settle(items); };
     const auto finished = [&] {
       leave_seat();  // a worker may be waiting for it, and we for that worker
       return enough() || admission_.finished();
@@ -107,13 +108,15 @@ class PulledRun {
 
   /// False if there are no more items.
   bool run_inline() {
-    const auto place = admission_.pull();
-    if (!place) return false;
+    std::size_t place = 0;
+    const Pull pull = admission_.pull(place);
+    if (pull != Pull::placed) return pull == Pull::resolved;
     if (!task_) {
       task_ = runner_.new_task(0);
       may_run_inline_ = runner_.initialize_worker();
     }
-    admission_.settle(run_slot(*place, *task_, may_run_inline_));
+    Resolved item = run_slot(place, *task_, may_run_inline_);
+    admission_.settle({&item, 1});
     return true;
   }
 
@@ -122,13 +125,15 @@ class PulledRun {
       const auto run_item = [this](std::size_t index, auto& item) { runner_.run_directly(index, item); };
       if (run_directly(run_item, false)) return true;
     }
-    const auto place = admission_.pull();
-    if (!place) return false;
+    std::size_t place = 0;
+    const Pull pull = admission_.pull(place);
+    if (pull != Pull::placed) return pull == Pull::resolved;
     const double pace = nanoseconds_per_item_.load(std::memory_order_relaxed);
     Handover& handover = runner_.run().handover();
     if (better_run_here(pace) && take_seat()) {
-      admission_.settle(run_here(*place));
-    } else if (!handover.offer(*place, pace > 0 && pace < quick_time)) {
+      Resolved item = run_here(place);
+      admission_.settle({&item, 1});
+    } else if (!handover.offer(place, pace > 0 && pace < quick_time)) {
       // If there is nobody to take it, the call fails, and the item is settled as one that never ran.
       runner_.driver().guarded([this] { runner_.driver().call_another(); });
     }

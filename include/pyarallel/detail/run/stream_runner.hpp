@@ -6,9 +6,11 @@
 #include <cstddef>
 #include <exception>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
+#include "pyarallel/detail/run/admission.hpp"
 #include "pyarallel/detail/run/item_runner.hpp"
 #include "pyarallel/detail/run/map_runner.hpp"
 #include "pyarallel/detail/run/raw_array.hpp"
@@ -53,16 +55,20 @@ class StreamRunner : public ItemRunner<R, Items, Invoke> {
 
   // The driver's side ---------------------------------------------------------------------------------
 
-  /// Admits an item: its key, and a place for its value. False if that threw.
-  bool admit([[maybe_unused]] std::size_t index, std::size_t slot, const Kept<Items>& item) {
-    if (values_.has(slot) && !this->plan().keyed) return true;
-    return this->driver().guarded([&] {
+  /// Admits an item: its key, and a place for its value. Pull::none if that threw.
+  Pull admit([[maybe_unused]] std::size_t index, std::size_t slot, const Kept<Items>& item) {
+    if (values_.has(slot) && !this->plan().keyed) return Pull::placed;
+    const bool admitted = this->driver().guarded([&] {
       values_.grow_to(slot + 1);
       if (!this->plan().keyed) return;
       if (keys_.size() <= slot) keys_.resize(slot + 1);
       keys_[slot] = options_.item_key(std::as_const(item).get());
     });
+    return admitted ? Pull::placed : Pull::none;
   }
+
+  /// A stream keeps nothing for later runs.
+  void store([[maybe_unused]] std::span<const Resolved> items) const noexcept {}
 
   /// Queues an outcome. True if there is none, so that the slot is free again.
   bool settle(Resolved& item) {

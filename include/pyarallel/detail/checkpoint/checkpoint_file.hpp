@@ -1,0 +1,253 @@
+// The file of a SQLite checkpoint: what is in it, how one is made, and how one is told from everything else.
+//
+//   application_id   "pyra"
+//   user_version     the version of this format
+//   meta             what the results are: see CheckpointHeader
+//   results          a row for each success: its key (a position, the number or the bytes of an ItemKey), the item's
+//                    fingerprint, the encoded result, and a checksum of these three
+//
+// The file is always in WAL mode, also when nobody uses it, so that opening it does not change it.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "pyarallel/checkpoint_store.hpp"
+#include "pyarallel/codec.hpp"
+#include "pyarallel/detail/checkpoint/file_lock.hpp"
+#include "pyarallel/detail/checkpoint/sqlite.hpp"
+#include "pyarallel/detail/process/descriptor.hpp"
+#include "pyarallel/detail/sip_hash.hpp"
+
+namespace pyarallel::detail {
+
+inline constexpr std::int64_t checkpoint_application = 0x70797261;  // "pyra"
+inline constexpr int checkpoint_schema = 1;
+
+/// What a file says of its results.
+struct CheckpointHeader {
+  std::string version;
+  CheckpointIdentity identity;
+};
+
+inline std::string_view key_mode(bool keyed) { return keyed ? "item_key" : "position"; }
+
+// What is in sqlite_schema, to the letter.
+inline constexpr std::string_view create_meta =
+    "CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID";
+inline std::string create_results(bool keyed) {
+  return std::string("CREATE TABLE results(key ") + (keyed ? "NOT NULL UNIQUE" : "INTEGER PRIMARY KEY") +
+         ", item BLOB NOT NULL, result BLOB NOT NULL, checksum BLOB NOT NULL)";
+}
+
+// Rows -----------------------------------------------------------------------------------------------
+
+struct CheckpointRow {
+  ItemKey key;
+  ItemFingerprint item;
+  std::span<const std::byte> result;  // valid as long as the statement stays
+};
+
+inline std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span{text}); }
+
+inline SipHash128::Digest checksum_of(const ItemKey& key, const ItemFingerprint& item,
+                                      std::span<const std::byte> result) {
+  SipHash128 hash{0x63686563'6b706f69, 0x6e742d726f777321};
+  if (const auto* text = std::get_if<std::string>(&key)) {
+    hash.update(bytes_of(*text));
+  } else {
+    const std::int64_t number = std::get<std::int64_t>(key);
+    hash.update(std::as_bytes(std::span{&number, 1}));
+  }
+  hash.update(item);
+  hash.update(result);
+  return hash.finish();
+}
+
+/// The row that a `SELECT key, item, result, checksum` stands at. Nothing if it is not as it was written.
+inline std::optional<CheckpointRow> read_row(const Statement& select) {
+  CheckpointRow row;
+  if (const auto number = select.maybe_number(0)) {
+    row.key = *number;
+  } else if (const auto bytes = select.maybe_bytes(0)) {
+    row.key = std::string(reinterpret_cast<const char*>(bytes->data()), bytes->size());
+  } else {
+    return std::nullopt;
+  }
+  const auto item = select.maybe_bytes(1);
+  const auto result = select.maybe_bytes(2);
+  const auto checksum = select.maybe_bytes(3);
+  if (!item || item->size() != row.item.size() || !result || !checksum) return std::nullopt;
+  std::ranges::copy(*item, row.item.begin());
+  row.result = *result;
+  if (!std::ranges::equal(*checksum, checksum_of(row.key, row.item, row.result))) return std::nullopt;
+  return row;
+}
+
+inline CheckpointError damaged(const std::filesystem::path& path, std::string_view what) {
+  return checkpoint_error(path, "it is damaged ({}); restore it from a copy, or delete it to compute everything again",
+                          what);
+}
+
+/// CheckpointError unless each row is as it was written. Reads the whole file. Stops once `give_up()`.
+inline void check_rows(Database& database, const std::function<bool()>& give_up) {
+  constexpr std::int64_t rows_between_looks = 256;
+  Statement select = database.prepare("SELECT key, item, result, checksum FROM results");
+  std::int64_t rows = 0;
+  while (select.step()) {
+    if (!read_row(select)) throw damaged(database.path(), fmt::format("row {} is not as it was written", rows + 1));
+    if (++rows % rows_between_looks == 0 && give_up()) return;
+  }
+  // By the index, where there is one: it must know them all.
+  if (database.number("SELECT count(*) FROM results") != rows) throw damaged(database.path(), "rows are missing");
+}
+
+// The file -------------------------------------------------------------------------------------------
+
+/// What a file says of itself; it is only read. CheckpointError if it is none of ours, or not whole.
+inline CheckpointHeader read_header(Database& database) {
+  const auto& path = database.path();
+  try {
+    if (database.number("PRAGMA application_id") != checkpoint_application) {
+      throw checkpoint_error(path, "this is another application's database; it is left as it is");
+    }
+    const std::int64_t schema = database.number("PRAGMA user_version");
+    if (schema != checkpoint_schema) {
+      throw checkpoint_error(path, "its format has version {}, and this pyarallel reads {}; {}", schema,
+                             checkpoint_schema,
+                             schema > checkpoint_schema ? "use the pyarallel that wrote it, or a newer one"
+                                                        : "delete it to compute everything again");
+    }
+    std::map<std::string, std::string> objects;
+    Statement schemas = database.prepare("SELECT name, type, sql FROM sqlite_schema");
+    while (schemas.step()) {
+      objects[schemas.maybe_text(0).value_or("")] =
+          schemas.maybe_text(1).value_or("") + ": " + schemas.maybe_text(2).value_or("");
+    }
+    std::map<std::string, std::string> meta;
+    if (objects["meta"] != "table: " + std::string(create_meta)) throw damaged(path, "its schema is another one");
+    Statement select = database.prepare("SELECT name, value FROM meta");
+    while (select.step()) meta[select.maybe_text(0).value_or("")] = select.maybe_text(1).value_or("");
+
+    const bool keyed = meta["keys"] == key_mode(true);
+    std::map<std::string, std::string> expected{{"meta", "table: " + std::string(create_meta)},
+                                                {"results", "table: " + create_results(keyed)}};
+    if (keyed) expected["sqlite_autoindex_results_1"] = "index: ";
+    if (objects != expected) throw damaged(path, "its schema is another one");
+    if (meta.size() != 5 || (!keyed && meta["keys"] != key_mode(false)) || !meta.contains("version") ||
+        meta["codec"].empty() || meta["codec"].find_first_not_of("0123456789") != std::string::npos ||
+        meta["codec"].size() > 9) {
+      throw damaged(path, "its description is incomplete");
+    }
+    return {.version = meta["version"],
+            .identity = {.result_type = meta["result_type"],
+                         .item_type = meta["item_type"],
+                         .codec_version = std::stoi(meta["codec"]),
+                         .keyed = keyed}};
+  } catch (const std::bad_alloc&) {
+    throw damaged(path, "it asks for too much memory");
+  }
+}
+
+/// CheckpointError unless results of `header` mean the same to a run that wants `wanted`.
+inline void require_same(const std::filesystem::path& path, const CheckpointHeader& header,
+                         const CheckpointHeader& wanted) {
+  const auto compare = [&](std::string_view what, const std::string& there, const std::string& here) {
+    if (there == here) return;
+    throw checkpoint_error(path,
+                           "its results are of another {}: the file has '{}', this run has '{}'; use another file, or "
+                           "delete this one to compute everything again",
+                           what, there, here);
+  };
+  compare("version", header.version, wanted.version);
+  compare("result type", header.identity.result_type, wanted.identity.result_type);
+  compare("item type", header.identity.item_type, wanted.identity.item_type);
+  compare("key mode", std::string(key_mode(header.identity.keyed)), std::string(key_mode(wanted.identity.keyed)));
+  compare("encoding (codec version)", std::to_string(header.identity.codec_version),
+          std::to_string(wanted.identity.codec_version));
+}
+
+/// False if there is no such file, or an empty one. CheckpointError if it is no regular file.
+inline bool has_content(const std::filesystem::path& path) {
+  struct stat status {};
+  if (::lstat(path.c_str(), &status) != 0) {
+    if (errno == ENOENT) return false;
+    throw checkpoint_error(path, "{}", text_of_errno(errno));
+  }
+  if (!S_ISREG(status.st_mode)) {
+    throw checkpoint_error(path, "this is no regular file but a {}; links are not followed",
+                           S_ISLNK(status.st_mode)   ? "symbolic link"
+                           : S_ISDIR(status.st_mode) ? "directory"
+                                                     : "special file");
+  }
+  return status.st_size > 0;
+}
+
+/// Makes a file without results. It appears with its name when it is whole, so that a process that dies on the way
+/// leaves none, or one that the next takes away. The caller holds the file's lock.
+inline void create_checkpoint(const std::filesystem::path& path, const CheckpointHeader& header) {
+  const std::string made = path.string() + "-new";
+  const auto remove_with_log = [](const std::string& name, bool log_only) {
+    // A log that is left of a database that was deleted would be taken for the new one's.
+    for (const char* const suffix : {"-wal", "-shm", "-journal"}) ::unlink((name + suffix).c_str());
+    if (!log_only) ::unlink(name.c_str());
+  };
+  remove_with_log(made, false);
+  {
+    const Descriptor file{::open(made.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)};
+    if (!file) throw checkpoint_error(path, "it cannot be made: {}", text_of_errno(errno));
+  }
+  try {
+    Database database{made, Access::write};
+    database.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN");
+    database.execute(fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}", checkpoint_application,
+                                 checkpoint_schema)
+                         .c_str());
+    database.execute(std::string(create_meta).c_str());
+    database.execute(create_results(header.identity.keyed).c_str());
+    Statement insert = database.prepare("INSERT INTO meta VALUES(?, ?)");
+    const auto add = [&](std::string_view name, std::string_view value) {
+      insert.bind(1, name);
+      insert.bind(2, value);
+      insert.step();
+      insert.reset();
+    };
+    add("version", header.version);
+    add("result_type", header.identity.result_type);
+    add("item_type", header.identity.item_type);
+    add("keys", key_mode(header.identity.keyed));
+    add("codec", std::to_string(header.identity.codec_version));
+    database.execute("COMMIT");
+  } catch (...) {
+    remove_with_log(made, false);
+    throw;
+  }
+  remove_with_log(path.string(), true);
+  if (std::rename(made.c_str(), path.c_str()) != 0) {
+    const int error = errno;
+    remove_with_log(made, false);
+    throw checkpoint_error(path, "it cannot be made: {}", text_of_errno(error));
+  }
+  const auto folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+  if (const Descriptor opened{::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)}) ::fsync(opened.get());
+}
+
+}  // namespace pyarallel::detail
