@@ -39,40 +39,50 @@ class SqliteSession final : public CheckpointSession {
  public:
   SqliteSession(const std::filesystem::path& path, const CheckpointHeader& wanted,
                 const std::function<bool()>& give_up)
-      : lock_(path), database_(open(path, wanted, give_up)) {}
+      : keyed_(wanted.identity.keyed), lock_(path), database_(open(path, wanted, give_up)) {}
 
   ~SqliteSession() override {
     if (database_.in_transaction()) sqlite_quietly([this] { database_.execute("ROLLBACK"); });
   }
 
   std::optional<std::span<const std::byte>> find(const ItemKey& key, const ItemFingerprint& item) override {
-    if (empty_) return std::nullopt;
+    const auto id = index_.find(key);
+    if (!id) return std::nullopt;
+    // One transaction for many, because to begin one takes longer than to look.
+    if (!database_.in_transaction()) execute(begin_);
     select_.reset();
-    bind_key(select_, key);
+    select_.bind(1, *id);
     if (!select_.step()) return std::nullopt;
     const auto row = read_row(select_);
-    if (!row || row->key != key) throw damaged(database_.path(), "a row is not as it was written");
+    if (!row || (!std::holds_alternative<std::monostate>(row->key) && row->key != key)) {
+      throw damaged(database_.path(), fmt::format("row {} is not as it was written", *id));
+    }
     if (row->item != item) return std::nullopt;
     return row->result;
   }
 
   void add(const ItemKey& key, const ItemFingerprint& item, std::span<const std::byte> result) override {
-    if (!database_.in_transaction()) begin();
-    const auto checksum = checksum_of(key, item, result);
-    bind_key(insert_, key);
-    insert_.bind(2, item);
-    insert_.bind(3, result);
-    insert_.bind(4, checksum);
-    insert_.step();
-    insert_.reset();
+    if (!writes_) begin_to_write();
+    const CheckpointRow row{.id = index_.add(key), .key = keyed_ ? key : ItemKey{}, .item = item, .result = result};
+    const Checksum checksum = checksum_of(row);
+    insert_.bind(1, row.id);
+    if (const auto* text = std::get_if<std::string>(&row.key)) {
+      insert_.bind(2, bytes_of(*text));
+    } else if (const auto* number = std::get_if<std::int64_t>(&row.key)) {
+      insert_.bind(2, *number);
+    }
+    insert_.bind(3, row.item);
+    insert_.bind(4, row.result);
+    insert_.bind(5, checksum);
+    execute(insert_);
   }
 
   void commit() override {
     if (!database_.in_transaction()) return;
     const auto begun = Clock::now();
-    commit_.step();
-    commit_.reset();
-    empty_ = false;
+    select_.reset();
+    writes_ = false;
+    execute(commit_);
     if (flushes_) next_flush_ = Clock::now() + 10 * (Clock::now() - begun);
   }
 
@@ -81,13 +91,13 @@ class SqliteSession final : public CheckpointSession {
  private:
   using Clock = std::chrono::steady_clock;
 
-  static Database open(const std::filesystem::path& path, const CheckpointHeader& wanted,
-                       const std::function<bool()>& give_up) {
+  Database open(const std::filesystem::path& path, const CheckpointHeader& wanted,
+                const std::function<bool()>& give_up) {
     if (has_content(path)) {
       // A connection that cannot write leaves what is not ours, or damaged, as it is.
       Database database{path, Access::read};
       require_same(path, read_header(database), wanted);
-      check_rows(database, give_up);
+      index_ = read_rows(database, keyed_, give_up);
     } else {
       create_checkpoint(path, wanted);
     }
@@ -102,32 +112,35 @@ class SqliteSession final : public CheckpointSession {
     }
   }
 
-  static void bind_key(Statement& statement, const ItemKey& key) {
-    if (const auto* text = std::get_if<std::string>(&key)) {
-      statement.bind(1, bytes_of(*text));
-    } else {
-      statement.bind(1, std::get<std::int64_t>(key));
-    }
-  }
-
   /// Every commit is in the log when it returns, where the death of the process cannot harm it. Against a loss of power
   /// the disk must have it too, which takes long: so the disk is waited for as often as that costs a tenth of the
   /// time, and a result that comes alone is on the disk at once.
-  void begin() {
+  void begin_to_write() {
+    select_.reset();
+    // What began as a look may see an old state, if somebody else has written meanwhile.
+    if (database_.in_transaction()) execute(commit_);
     const bool flush = Clock::now() >= next_flush_;
     if (flush != flushes_) database_.execute(flush ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL");
     flushes_ = flush;
-    begin_.step();
-    begin_.reset();
+    execute(begin_to_write_);
+    writes_ = true;
   }
 
+  static void execute(Statement& statement) {
+    statement.step();
+    statement.reset();
+  }
+
+  const bool keyed_;
+  RowIndex index_{keyed_};
   FileLock lock_;  // released after the database is closed
   Database database_;
-  Statement select_ = database_.prepare("SELECT key, item, result, checksum FROM results WHERE key = ?");
-  Statement insert_ = database_.prepare("INSERT OR REPLACE INTO results VALUES(?, ?, ?, ?)");
-  Statement begin_ = database_.prepare("BEGIN IMMEDIATE");
+  Statement select_ = database_.prepare(std::string(select_row) + " WHERE id = ?");
+  Statement insert_ = database_.prepare("INSERT OR REPLACE INTO results VALUES(?, ?, ?, ?, ?)");
+  Statement begin_ = database_.prepare("BEGIN");
+  Statement begin_to_write_ = database_.prepare("BEGIN IMMEDIATE");
   Statement commit_ = database_.prepare("COMMIT");
-  bool empty_ = database_.number("SELECT EXISTS(SELECT 1 FROM results)") == 0;
+  bool writes_ = false;  // a transaction that does has begun
   bool flushes_ = true;  // the default of a connection
   Clock::time_point next_flush_ = Clock::time_point::min();
 };

@@ -3,8 +3,12 @@
 //   application_id   "pyra"
 //   user_version     the version of this format
 //   meta             what the results are: see CheckpointHeader
-//   results          a row for each success: its key (a position, the number or the bytes of an ItemKey), the item's
-//                    fingerprint, the encoded result, and a checksum of these three
+//   results          a row for each success: id, key (the number or the bytes of an ItemKey), the item's fingerprint,
+//                    the encoded result, and a checksum of the others. Where items are known by their position, that
+//                    is the id, and there is no key.
+//
+// There is no index of the keys: to keep it up would cost several times what the rows cost, for each of them would
+// change another page of it. Whoever opens the file reads it all anyway, to check it, and so learns where the keys are.
 //
 // The file is always in WAL mode, also when nobody uses it, so that opening it does not change it.
 #pragma once
@@ -19,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -26,6 +31,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -53,14 +59,13 @@ inline std::string_view key_mode(bool keyed) { return keyed ? "item_key" : "posi
 // What is in sqlite_schema, to the letter.
 inline constexpr std::string_view create_meta =
     "CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID";
-inline std::string create_results(bool keyed) {
-  return std::string("CREATE TABLE results(key ") + (keyed ? "NOT NULL UNIQUE" : "INTEGER PRIMARY KEY") +
-         ", item BLOB NOT NULL, result BLOB NOT NULL, checksum BLOB NOT NULL)";
-}
+inline constexpr std::string_view create_results =
+    "CREATE TABLE results(id INTEGER PRIMARY KEY, key, item BLOB NOT NULL, result BLOB NOT NULL, checksum BLOB NOT NULL)";
 
 // Rows -----------------------------------------------------------------------------------------------
 
 struct CheckpointRow {
+  std::int64_t id = 0;
   ItemKey key;
   ItemFingerprint item;
   std::span<const std::byte> result;  // valid as long as the statement stays
@@ -68,39 +73,95 @@ struct CheckpointRow {
 
 inline std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span{text}); }
 
-inline SipHash128::Digest checksum_of(const ItemKey& key, const ItemFingerprint& item,
-                                      std::span<const std::byte> result) {
-  SipHash128 hash{0x63686563'6b706f69, 0x6e742d726f777321};
+inline void add_to(SipHash128& hash, std::int64_t number) { hash.update(std::as_bytes(std::span{&number, 1})); }
+inline void add_to(SipHash128& hash, const ItemKey& key) {
+  add_to(hash, static_cast<std::int64_t>(key.index()));
+  if (const auto* number = std::get_if<std::int64_t>(&key)) add_to(hash, *number);
   if (const auto* text = std::get_if<std::string>(&key)) {
+    add_to(hash, static_cast<std::int64_t>(text->size()));
     hash.update(bytes_of(*text));
-  } else {
-    const std::int64_t number = std::get<std::int64_t>(key);
-    hash.update(std::as_bytes(std::span{&number, 1}));
   }
-  hash.update(item);
-  hash.update(result);
+}
+
+using Checksum = SipHash128::Digest;
+
+/// Of a row without its checksum.
+inline Checksum checksum_of(const CheckpointRow& row) {
+  SipHash128 hash{0x636865636b706f69, 0x6e742d726f777321};
+  add_to(hash, row.id);
+  add_to(hash, row.key);
+  hash.update(row.item);
+  hash.update(row.result);
   return hash.finish();
 }
 
-/// The row that a `SELECT key, item, result, checksum` stands at. Nothing if it is not as it was written.
+inline constexpr std::string_view select_row = "SELECT id, key, item, result, checksum FROM results";
+
+/// The row that select_row stands at. Nothing if it is not as it was written.
 inline std::optional<CheckpointRow> read_row(const Statement& select) {
-  CheckpointRow row;
-  if (const auto number = select.maybe_number(0)) {
+  CheckpointRow row{.id = select.number(0), .key = {}, .item = {}, .result = {}};
+  if (const auto number = select.maybe_number(1)) {
     row.key = *number;
-  } else if (const auto bytes = select.maybe_bytes(0)) {
+  } else if (const auto bytes = select.maybe_bytes(1)) {
     row.key = std::string(reinterpret_cast<const char*>(bytes->data()), bytes->size());
-  } else {
-    return std::nullopt;
   }
-  const auto item = select.maybe_bytes(1);
-  const auto result = select.maybe_bytes(2);
-  const auto checksum = select.maybe_bytes(3);
+  const auto item = select.maybe_bytes(2);
+  const auto result = select.maybe_bytes(3);
+  const auto checksum = select.maybe_bytes(4);
   if (!item || item->size() != row.item.size() || !result || !checksum) return std::nullopt;
   std::ranges::copy(*item, row.item.begin());
   row.result = *result;
-  if (!std::ranges::equal(*checksum, checksum_of(row.key, row.item, row.result))) return std::nullopt;
+  if (!std::ranges::equal(*checksum, checksum_of(row))) return std::nullopt;
   return row;
 }
+
+/// Which rows there are. Of a key only a hash is kept: 128 bits, which no two keys share.
+class RowIndex {
+ public:
+  explicit RowIndex(bool keyed) : keyed_(keyed) {}
+
+  /// Nothing if there is none.
+  std::optional<std::int64_t> find(const ItemKey& key) const {
+    if (!keyed_) {
+      const std::int64_t position = std::get<std::int64_t>(key);
+      return position <= highest_ ? std::optional{position} : std::nullopt;  // it may be there
+    }
+    const auto found = ids_.find(hash_of(key));
+    return found != ids_.end() ? std::optional{found->second} : std::nullopt;
+  }
+
+  /// The id for a row of this key: its own, if there is one already. Now there is.
+  std::int64_t add(const ItemKey& key) {
+    const std::int64_t id = keyed_ ? ids_.emplace(hash_of(key), highest_ + 1).first->second : std::get<std::int64_t>(key);
+    highest_ = std::max(highest_, id);
+    return id;
+  }
+
+  /// A row of the file. False if it cannot be one of ours.
+  bool add(const CheckpointRow& row) {
+    highest_ = std::max(highest_, row.id);
+    const bool has_key = !std::holds_alternative<std::monostate>(row.key);
+    return has_key == keyed_ && row.id >= 0 && (!keyed_ || ids_.emplace(hash_of(row.key), row.id).second);
+  }
+
+ private:
+  static SipHash128::Digest hash_of(const ItemKey& key) {
+    SipHash128 hash{0x77686963682d6b65, 0x792d77686572652e};
+    add_to(hash, key);
+    return hash.finish();
+  }
+  struct FirstBytes {
+    std::size_t operator()(const SipHash128::Digest& hash) const noexcept {
+      std::size_t first = 0;
+      std::memcpy(&first, hash.data(), sizeof first);
+      return first;
+    }
+  };
+
+  bool keyed_;
+  std::int64_t highest_ = -1;
+  std::unordered_map<SipHash128::Digest, std::int64_t, FirstBytes> ids_;  // where rows have keys
+};
 
 inline CheckpointError damaged(const std::filesystem::path& path, std::string_view what) {
   return checkpoint_error(path, "it is damaged ({}); restore it from a copy, or delete it to compute everything again",
@@ -108,16 +169,18 @@ inline CheckpointError damaged(const std::filesystem::path& path, std::string_vi
 }
 
 /// CheckpointError unless each row is as it was written. Reads the whole file. Stops once `give_up()`.
-inline void check_rows(Database& database, const std::function<bool()>& give_up) {
-  constexpr std::int64_t rows_between_looks = 256;
-  Statement select = database.prepare("SELECT key, item, result, checksum FROM results");
-  std::int64_t rows = 0;
-  while (select.step()) {
-    if (!read_row(select)) throw damaged(database.path(), fmt::format("row {} is not as it was written", rows + 1));
-    if (++rows % rows_between_looks == 0 && give_up()) return;
+inline RowIndex read_rows(Database& database, bool keyed, const std::function<bool()>& give_up) {
+  constexpr std::size_t rows_between_looks = 256;
+  RowIndex index{keyed};
+  Statement select = database.prepare(select_row);
+  for (std::size_t rows = 1; select.step(); ++rows) {
+    const auto row = read_row(select);
+    if (!row || !index.add(*row)) {
+      throw damaged(database.path(), fmt::format("row {} is not as it was written", select.number(0)));
+    }
+    if (rows % rows_between_looks == 0 && give_up()) break;
   }
-  // By the index, where there is one: it must know them all.
-  if (database.number("SELECT count(*) FROM results") != rows) throw damaged(database.path(), "rows are missing");
+  return index;
 }
 
 // The file -------------------------------------------------------------------------------------------
@@ -143,15 +206,13 @@ inline CheckpointHeader read_header(Database& database) {
           schemas.maybe_text(1).value_or("") + ": " + schemas.maybe_text(2).value_or("");
     }
     std::map<std::string, std::string> meta;
-    if (objects["meta"] != "table: " + std::string(create_meta)) throw damaged(path, "its schema is another one");
+    const std::map<std::string, std::string> expected{{"meta", "table: " + std::string(create_meta)},
+                                                      {"results", "table: " + std::string(create_results)}};
+    if (objects != expected) throw damaged(path, "its schema is another one");
     Statement select = database.prepare("SELECT name, value FROM meta");
     while (select.step()) meta[select.maybe_text(0).value_or("")] = select.maybe_text(1).value_or("");
 
     const bool keyed = meta["keys"] == key_mode(true);
-    std::map<std::string, std::string> expected{{"meta", "table: " + std::string(create_meta)},
-                                                {"results", "table: " + create_results(keyed)}};
-    if (keyed) expected["sqlite_autoindex_results_1"] = "index: ";
-    if (objects != expected) throw damaged(path, "its schema is another one");
     if (meta.size() != 5 || (!keyed && meta["keys"] != key_mode(false)) || !meta.contains("version") ||
         meta["codec"].empty() || meta["codec"].find_first_not_of("0123456789") != std::string::npos ||
         meta["codec"].size() > 9) {
@@ -222,7 +283,7 @@ inline void create_checkpoint(const std::filesystem::path& path, const Checkpoin
                                  checkpoint_schema)
                          .c_str());
     database.execute(std::string(create_meta).c_str());
-    database.execute(create_results(header.identity.keyed).c_str());
+    database.execute(std::string(create_results).c_str());
     Statement insert = database.prepare("INSERT INTO meta VALUES(?, ?)");
     const auto add = [&](std::string_view name, std::string_view value) {
       insert.bind(1, name);
