@@ -15,7 +15,6 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <variant>
 
@@ -37,8 +36,7 @@ namespace detail {
 
 class SqliteSession final : public CheckpointSession {
  public:
-  SqliteSession(const std::filesystem::path& path, const CheckpointHeader& wanted,
-                const std::function<bool()>& give_up)
+  SqliteSession(const std::filesystem::path& path, const CheckpointHeader& wanted, const std::function<bool()>& give_up)
       : keyed_(wanted.identity.keyed), lock_(path), database_(open(path, wanted, give_up)) {}
 
   ~SqliteSession() override {
@@ -201,14 +199,12 @@ inline CheckpointInfo checkpoint_info(const std::filesystem::path& path) {
   database.execute("BEGIN");  // one moment for all that is read
   CheckpointHeader header = read_header(database);
   const auto completed = static_cast<std::size_t>(database.number("SELECT count(*) FROM results"));
-  std::error_code none;
-  const std::uintmax_t log = std::filesystem::file_size(path.string() + "-wal", none);
   return {.path = path,
           .schema_version = checkpoint_schema,
           .version = std::move(header.version),
           .result_type = std::move(header.identity.result_type),
           .completed = completed,
-          .size_bytes = std::filesystem::file_size(path) + (none ? 0 : log)};
+          .size_bytes = std::filesystem::file_size(path) + Database::size_of_log(path)};
 }
 
 }  // namespace pyarallel

@@ -17,7 +17,9 @@ class SipHash128 {
   using Digest = std::array<std::byte, 16>;
 
   SipHash128(std::uint64_t key0, std::uint64_t key1) noexcept
-      : v0_(key0 ^ 0x736f6d6570736575), v1_(key1 ^ 0x646f72616e646f6d ^ 0xee), v2_(key0 ^ 0x6c7967656e657261),
+      : v0_(key0 ^ 0x736f6d6570736575),
+        v1_(key1 ^ 0x646f72616e646f6d ^ 0xee),
+        v2_(key0 ^ 0x6c7967656e657261),
         v3_(key1 ^ 0x7465646279746573) {}
 
   void update(std::span<const std::byte> bytes) noexcept {

@@ -60,7 +60,8 @@ inline std::string_view key_mode(bool keyed) { return keyed ? "item_key" : "posi
 inline constexpr std::string_view create_meta =
     "CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID";
 inline constexpr std::string_view create_results =
-    "CREATE TABLE results(id INTEGER PRIMARY KEY, key, item BLOB NOT NULL, result BLOB NOT NULL, checksum BLOB NOT NULL)";
+    "CREATE TABLE results(id INTEGER PRIMARY KEY, key, item BLOB NOT NULL, result BLOB NOT NULL, checksum BLOB NOT "
+    "NULL)";
 
 // Rows -----------------------------------------------------------------------------------------------
 
@@ -132,7 +133,8 @@ class RowIndex {
 
   /// The id for a row of this key: its own, if there is one already. Now there is.
   std::int64_t add(const ItemKey& key) {
-    const std::int64_t id = keyed_ ? ids_.emplace(hash_of(key), highest_ + 1).first->second : std::get<std::int64_t>(key);
+    const std::int64_t id =
+        keyed_ ? ids_.emplace(hash_of(key), highest_ + 1).first->second : std::get<std::int64_t>(key);
     highest_ = std::max(highest_, id);
     return id;
   }
@@ -190,7 +192,8 @@ inline CheckpointHeader read_header(Database& database) {
   const auto& path = database.path();
   try {
     if (database.number("PRAGMA application_id") != checkpoint_application) {
-      throw checkpoint_error(path, "this is another application's database; it is left as it is");
+      throw checkpoint_error(path,
+                             "this is no checkpoint, but perhaps another application's file; it is left as it is");
     }
     const std::int64_t schema = database.number("PRAGMA user_version");
     if (schema != checkpoint_schema) {
@@ -279,9 +282,9 @@ inline void create_checkpoint(const std::filesystem::path& path, const Checkpoin
   try {
     Database database{made, Access::write};
     database.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN");
-    database.execute(fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}", checkpoint_application,
-                                 checkpoint_schema)
-                         .c_str());
+    database.execute(
+        fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}", checkpoint_application, checkpoint_schema)
+            .c_str());
     database.execute(std::string(create_meta).c_str());
     database.execute(std::string(create_results).c_str());
     Statement insert = database.prepare("INSERT INTO meta VALUES(?, ?)");

@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 #include "pyarallel/detail/checkpoint/file_lock.hpp"
 #include "pyarallel/error.hpp"
@@ -23,9 +24,8 @@ class Statement {
  public:
   Statement(sqlite3* database, const std::filesystem::path& path, std::string_view sql) : path_(path) {
     sqlite3_stmt* statement = nullptr;
-    const int code =
-        sqlite3_prepare_v3(database, sql.data(), static_cast<int>(sql.size()), SQLITE_PREPARE_PERSISTENT, &statement,
-                           nullptr);
+    const int code = sqlite3_prepare_v3(database, sql.data(), static_cast<int>(sql.size()), SQLITE_PREPARE_PERSISTENT,
+                                        &statement, nullptr);
     statement_.reset(statement);
     if (code != SQLITE_OK) fail(database);
   }
@@ -91,12 +91,16 @@ class Statement {
 /// A connection, for one thread at a time. All errors are CheckpointErrors.
 class Database {
  public:
-  /// Opens a file that exists.
+  /// Opens a file that exists. With Access::read it is not changed, and nothing is made beside it.
   Database(const std::filesystem::path& path, Access access) : path_(path) {
     sqlite3* database = nullptr;
-    const int flags = (access == Access::read ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE) | SQLITE_OPEN_NOMUTEX |
-                      SQLITE_OPEN_PRIVATECACHE;
-    const int code = sqlite3_open_v2(path.c_str(), &database, flags, nullptr);
+    const int flags = (access == Access::read ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE) | SQLITE_OPEN_URI |
+                      SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_PRIVATECACHE;
+    std::string name = uri_of(path);
+    // To read a database in WAL mode SQLite makes a log where there is none, and leaves it there. But without a log
+    // nobody is writing.
+    if (access == Access::read && size_of_log(path) == 0) name += "?immutable=1";
+    const int code = sqlite3_open_v2(name.c_str(), &database, flags, nullptr);
     database_.reset(database);
     if (code != SQLITE_OK) {
       throw checkpoint_error(path, "SQLite: {}", database != nullptr ? sqlite3_errmsg(database) : "no memory");
@@ -113,6 +117,13 @@ class Database {
 
   const std::filesystem::path& path() const noexcept { return path_; }
 
+  /// Bytes of what was written beside a database, and did not come into it yet.
+  static std::uintmax_t size_of_log(const std::filesystem::path& path) {
+    std::error_code none;
+    const std::uintmax_t size = std::filesystem::file_size(path.string() + "-wal", none);
+    return none ? 0 : size;
+  }
+
   void execute(const char* sql) {
     if (sqlite3_exec(database_.get(), sql, nullptr, nullptr, nullptr) == SQLITE_OK) return;
     throw checkpoint_error(path_, "SQLite: {}", sqlite3_errmsg(database_.get()));
@@ -127,6 +138,15 @@ class Database {
   bool in_transaction() const noexcept { return sqlite3_get_autocommit(database_.get()) == 0; }
 
  private:
+  static std::string uri_of(const std::filesystem::path& path) {
+    std::string uri = "file://";
+    for (const char character : std::filesystem::absolute(path).string()) {
+      const bool special = character == '%' || character == '?' || character == '#';
+      uri += special ? fmt::format("%{:02x}", static_cast<unsigned>(character)) : std::string(1, character);
+    }
+    return uri;
+  }
+
   struct Close {
     void operator()(sqlite3* database) const noexcept { sqlite3_close_v2(database); }
   };

@@ -61,10 +61,10 @@ class RunCheckpoint {
     try {
       types_.decode_result(*bytes, place);
     } catch (const std::exception& e) {
-      throw CheckpointError(
-          fmt::format("checkpoint: the stored result of item {} cannot be decoded: {}; if its Codec has changed, change "
-                      "the version too, and use another file",
-                      index, e.what()));
+      throw CheckpointError(fmt::format(
+          "checkpoint: the stored result of item {} cannot be decoded: {}; if its Codec has changed, change "
+          "the version too, and use another file",
+          index, e.what()));
     }
     return true;
   }
@@ -93,15 +93,15 @@ class RunCheckpoint {
 
   void check_key(std::size_t index) {
     if (std::holds_alternative<std::monostate>(keys_[index])) {
-      throw CheckpointError(
-          fmt::format("checkpoint: item {} has no key: with item_key, each item must have one to store its result under",
-                      index));
+      throw CheckpointError(fmt::format(
+          "checkpoint: item {} has no key: with item_key, each item must have one to store its result under", index));
     }
     const auto [other, is_new] = seen_.insert(index);
     if (is_new) return;
-    throw CheckpointError(fmt::format("checkpoint: items {} and {} have the same key, {}: one result would replace the "
-                                      "other; keys must be unique with a checkpoint",
-                                      *other, index, text_of_key(keys_[index])));
+    throw CheckpointError(
+        fmt::format("checkpoint: items {} and {} have the same key, {}: one result would replace the "
+                    "other; keys must be unique with a checkpoint",
+                    *other, index, text_of_key(keys_[index])));
   }
 
   ItemFingerprint fingerprint_of(std::size_t index, const void* item) {
