@@ -596,6 +596,7 @@ TEST_CASE("K5 hits have no attempts, and join callbacks and progress in their or
     CHECK(attempts == std::map<std::size_t, int>{{0, 0}, {1, 1}, {2, 0}, {3, 1}, {4, 0}, {5, 1}});
     CHECK(progress == std::vector<Pair>{{1, 6}, {2, 6}, {3, 6}, {4, 6}, {5, 6}, {6, 6}});
     CHECK(attempts_of(result) == Ints{0, 1, 0, 1, 0, 1});
+    CHECK(says(summary(result), "6 succeeded: 3 from the checkpoint\n"));
   });
 }
 

@@ -76,7 +76,8 @@ class SqliteSession final : public CheckpointSession {
   }
 
   void commit() override {
-    if (!database_.in_transaction()) return;
+    // (An error may have ended the transaction. Then this fails too, for its rows are gone.)
+    if (!database_.in_transaction() && !writes_) return;
     const auto begun = Clock::now();
     select_.reset();
     writes_ = false;

@@ -22,10 +22,11 @@ namespace pyarallel {
 ///     attempts: 1: 600, 2: 30, 3: 15
 ///     durations: p50 1.2ms, p90 3.41ms, p99 8ms, max 12ms (nearest rank)
 ///
-/// Lines that would say nothing are left out: outcomes that no item had, attempts if there was one for each item
-/// that ran, durations if they were not measured. The most frequent ten kinds of failure are shown, where a kind
-/// is a type and a text. Control characters are shown as escapes, and long names and texts are cut. The layout may
-/// change: do not parse it. Looks at every item, which takes nanoseconds, or a microsecond or two if it failed.
+/// With a checkpoint the line of successes tells how many came from there. Lines that would say nothing are left out:
+/// outcomes that no item had, attempts if there was one for each item that ran, durations if they were not measured.
+/// The most frequent ten kinds of failure are shown, where a kind is a type and a text. Control characters are shown as
+/// escapes, and long names and texts are cut. The layout may change: do not parse it. Looks at every item, which takes
+/// nanoseconds, or a microsecond or two if it failed.
 template <class R>
 std::string summary(const MapResult<R>& result) {
   return detail::text_of(detail::figures_of(detail::MapResultAccess<R>::summary(result)));

@@ -185,4 +185,8 @@ BARS = (
     at_most("10", "memory_map", round(64 + _BITS_OF_10M), "memory beyond 10 M results: 64 KiB and 1 bit an item"),
     at_most("10", "memory_pulled", round(64 + _BITS_OF_10M), "the same for pulled items"),
     at_most("", "progress", 100, "a call of ProgressBar"),
+    ratio("", "checkpoint_100k", 3, "SQLite", "raw SQLite inserts", "100,000 trivial items stored"),
+    ratio("", "checkpoint_100k_batch", 3, "SQLite", "raw SQLite inserts", "100,000 items stored, window of 1000"),
+    ratio("", "checkpoint_100k_keyed", 3, "SQLite", "raw SQLite inserts", "100,000 items stored, with item_key"),
+    ratio("", "checkpoint_1KiB", 3, "SQLite", "raw SQLite inserts", "100,000 results of 1 KiB stored"),
 )

@@ -39,6 +39,7 @@ EXPECTED = {
     "openmp": ("OpenMP", "use a compiler that has it"),
     "python_pools": ("Python's pools", "use a Python that has os.fork"),
     "rayon": ("rayon", "install cargo and librust-rayon-dev"),
+    "sqlite": ("SQLite", "install libsqlite3-dev"),
     "taskflow": ("Taskflow", "set PYARALLEL_TASKFLOW to its include folder"),
     "tbb": ("oneTBB", "install libtbb-dev"),
 }

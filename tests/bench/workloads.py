@@ -200,6 +200,19 @@ SECTIONS = (
         wide=False,
     ),
     Section(
+        "checkpoint",
+        "Checkpoints",
+        (
+            Workload("checkpoint_100k", "100,000 trivial items stored", "ms"),
+            Workload("checkpoint_100k_batch", "the same, with a window of 1000", "ms"),
+            Workload("checkpoint_100k_keyed", "the same, with item_key", "ms"),
+            Workload("checkpoint_1KiB", "100,000 results of 1 KiB stored, with a window of 1000", "ms"),
+            Workload("checkpoint_resumed", "100,000 results found", "ms"),
+            Workload("checkpoint_resumed_keyed", "100,000 results found, with item_key", "ms"),
+        ),
+        wide=False,
+    ),
+    Section(
         "limiter",
         "Limiter",
         (

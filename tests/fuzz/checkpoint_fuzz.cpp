@@ -177,19 +177,28 @@ bool can_be_opened(bool keyed) {
   }
 }
 
+/// SQLite removes a log that has nothing whole in it when nobody uses it any more, and one of an empty file, for which
+/// it takes one of a single byte too.
+bool untouched(const Files& files, bool log_is_good) {
+  Files now = folder().get();
+  if (now.log.empty() && (!log_is_good || files.main.size() <= 1)) now.log = files.log;
+  return now == files;
+}
+
 /// `tree_is_whole`: SQLite wrote the file, so that what it wrote can be found again.
-void check(const Files& files, bool keyed, bool tree_is_whole) {
+void check(const Files& files, bool keyed, bool log_is_good, bool tree_is_whole) {
   folder().put(files);
   try {
     static_cast<void>(checkpoint_info(folder().file()));
   } catch (const CheckpointError&) {
   }
-  fuzz::expect(folder().get() == files, "checkpoint_info() changed a file");
+  fuzz::expect(untouched(files, log_is_good), "checkpoint_info() changed a file");
 
   const bool opened = can_be_opened(keyed);
-  fuzz::expect(opened || folder().get() == files, "a file that was refused was changed");
+  fuzz::expect(opened || untouched(files, log_is_good), "a file that was refused was changed");
   const auto first = run(keyed);
-  fuzz::expect(opened || (!first && folder().get() == files), "a file was refused once, and used or changed then");
+  fuzz::expect(opened || (!first && untouched(files, log_is_good)),
+               "a file was refused once, and used or changed then");
   const auto second = run(keyed);
   if (!tree_is_whole || !first) return;
   fuzz::expect(
@@ -468,7 +477,7 @@ void try_input(fuzz::Input input) {
     } else {
       files = {.main = std::string(input.rest()), .log = {}, .journal = {}};
     }
-    check(files, kind.keyed, false);
+    check(files, kind.keyed, !kind.log, false);
     return;
   }
   if (const std::size_t rows = input.byte() % 8U; rows > 0) {
@@ -477,12 +486,15 @@ void try_input(fuzz::Input input) {
     files = folder().get();
   }
   const bool edited = !input.empty();
+  bool log_is_good = true;
   for (int edits = 0; edits < 32 && !input.empty(); ++edits) {
     const std::uint8_t which = input.byte() % 8;
-    edit(input, which == 0 ? files.journal : which < 4 && !files.log.empty() ? files.log : files.main);
+    const bool in_log = which > 0 && which < 4 && !files.log.empty();
+    log_is_good = log_is_good && !in_log;
+    edit(input, which == 0 ? files.journal : in_log ? files.log : files.main);
   }
   if (kind.log) mend(files.log);
-  check(files, kind.keyed, !edited);
+  check(files, kind.keyed, log_is_good, !edited);
 }
 
 void write_seeds(const std::filesystem::path& seeds) {

@@ -8,10 +8,10 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 namespace fuzz {
 
@@ -64,8 +64,14 @@ inline std::string_view text_of(std::span<const std::byte> bytes) {
 
 /// Empty if there is no such file.
 inline std::string read_file(const std::filesystem::path& path) {
+  std::error_code none;
+  const auto size = std::filesystem::file_size(path, none);
+  if (none) return {};
+  std::string content(static_cast<std::size_t>(size), '\0');
   std::ifstream file{path, std::ios::binary};
-  return {std::istreambuf_iterator<char>{file}, {}};
+  file.read(content.data(), static_cast<std::streamsize>(content.size()));
+  expect(file.good(), "the fuzzer cannot read its files");
+  return content;
 }
 
 inline void write_file(const std::filesystem::path& path, std::string_view content) {

@@ -80,6 +80,7 @@ struct SummaryFigures {
   std::size_t size = 0;
   RunStatus status = RunStatus::completed;
   std::size_t failed = 0;  // and these have an outcome of their own
+  std::size_t stored = 0;  // succeeded in an earlier run
   std::size_t never_ran = 0;
   std::size_t interrupted = 0;
   std::string why_never_ran;
@@ -139,7 +140,10 @@ inline void count_receipts(const Summary& summary, SummaryFigures& figures) {
   for (std::size_t index = 0; index < summary.size; ++index) {
     const Failure* failed = failure != summary.failures.end() && failure->index == index ? &*failure++ : nullptr;
     const Receipt receipt = summary.receipt_at(index, failed);
-    if (receipt.attempts == 0) continue;
+    if (receipt.attempts == 0) {
+      if (failed == nullptr) ++figures.stored;
+      continue;
+    }
     ++figures.attempts[receipt.attempts];
     if (!may_be_measured) continue;
     figures.durations.push_back(receipt.duration);
@@ -257,7 +261,7 @@ inline std::string text_of(SummaryFigures figures) {
     if (count == 0) return;
     text += fmt::format("\n  {:>{}} {}{}{}", count, width, outcome, why.empty() ? "" : ": ", why);
   };
-  add_outcome(succeeded, "succeeded", "");
+  add_outcome(succeeded, "succeeded", figures.stored > 0 ? fmt::format("{} from the checkpoint", figures.stored) : "");
   add_outcome(figures.failed, "failed", "");
   add_outcome(figures.never_ran, "never ran", figures.why_never_ran);
   add_outcome(figures.interrupted, "interrupted", figures.why_interrupted);
