@@ -198,7 +198,8 @@ TEST_CASE("K2 a row that is not as it was written is refused before anything run
                "UPDATE results SET checksum = x'' WHERE id = 7",
                "UPDATE results SET checksum = zeroblob(16) WHERE id = 7", "UPDATE results SET key = 5 WHERE id = 7",
                "UPDATE results SET key = x'00' WHERE id = 7", "UPDATE results SET id = 100 WHERE id = 7",
-               "UPDATE results SET id = -1 WHERE id = 7", "UPDATE results SET result = zeroblob(1000000) WHERE id = 7");
+               "UPDATE results SET id = -1 WHERE id = 7", "UPDATE results SET id = 9223372036854775807 WHERE id = 7",
+               "UPDATE results SET result = zeroblob(1000000) WHERE id = 7");
   execute_sql(path, change);
   check_refused(path, "is not as it was written", false);
 }

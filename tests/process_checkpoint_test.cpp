@@ -44,6 +44,7 @@ class EventLog {
     const std::string line = std::to_string(item) + "\n";
     if (write(file_.get(), line.data(), line.size()) < 0) _exit(97);
   }
+  std::uintmax_t size() const { return fs::file_size(path_); }
   std::vector<std::int64_t> take() const {
     std::ifstream file(path_);
     std::vector<std::int64_t> all{std::istream_iterator<std::int64_t>(file), {}};
@@ -85,7 +86,9 @@ void check_kills(int kills, const std::function<MapOptions<int, int>()>& options
   int finished = 0;
   for (int killed = 0; killed < kills;) {
     const std::set<std::int64_t> before = stored_in(path);
-    const auto life = std::chrono::microseconds{std::uniform_int_distribution<>{0, 25'000}(random)};
+    // Some die early, while the file is made or opened; the others when they have come so far, and a moment later.
+    const std::uintmax_t far_enough = random() % 4 == 0 ? 0 : random() % 400;
+    const auto moment = std::chrono::microseconds{random() % 1000};
     std::array<int, 2> pipe_ends{};
     REQUIRE(pipe(pipe_ends.data()) == 0);
     const pid_t child = fork();
@@ -100,7 +103,12 @@ void check_kills(int kills, const std::function<MapOptions<int, int>()>& options
       }
     }
     close(pipe_ends[1]);
-    std::this_thread::sleep_for(life);
+    siginfo_t ended{};
+    while (begun.size() < far_enough && ended.si_pid == 0) {
+      std::this_thread::yield();
+      waitid(P_PID, static_cast<id_t>(child), &ended, WEXITED | WNOHANG | WNOWAIT);
+    }
+    std::this_thread::sleep_for(moment);
     kill(child, SIGKILL);
     // Its workers have the other end too: until they are gone as well.
     char nothing = 0;

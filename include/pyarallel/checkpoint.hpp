@@ -39,10 +39,6 @@ class SqliteSession final : public CheckpointSession {
   SqliteSession(const std::filesystem::path& path, const CheckpointHeader& wanted, const std::function<bool()>& give_up)
       : keyed_(wanted.identity.keyed), lock_(path), database_(open(path, wanted, give_up)) {}
 
-  ~SqliteSession() override {
-    if (database_.in_transaction()) sqlite_quietly([this] { database_.execute("ROLLBACK"); });
-  }
-
   std::optional<std::span<const std::byte>> find(const ItemKey& key, const ItemFingerprint& item) override {
     const auto id = index_.find(key);
     if (!id) return std::nullopt;
@@ -101,14 +97,6 @@ class SqliteSession final : public CheckpointSession {
       create_checkpoint(path, wanted);
     }
     return Database{path, Access::write};
-  }
-
-  template <class Code>
-  static void sqlite_quietly(Code code) noexcept {
-    try {
-      code();
-    } catch (...) {
-    }
   }
 
   /// Every commit is in the log when it returns, where the death of the process cannot harm it. Against a loss of power

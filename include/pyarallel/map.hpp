@@ -22,7 +22,8 @@ namespace pyarallel {
 ///
 /// Errors of items are data, in the result. What is thrown: std::invalid_argument for bad options
 /// (before anything runs), whatever the source, a key function, worker_init or a callback throws
-/// (after running items have ended), std::system_error when workers cannot be started.
+/// (after running items have ended), CheckpointError when a checkpoint cannot be used or written, std::system_error
+/// when workers cannot be started.
 ///
 /// Items that are random access and stay put are not copied, and may be changed by fn if the range
 /// is mutable; others are pulled lazily, on the calling thread. Calls may nest, and run at the same

@@ -74,7 +74,14 @@ struct CheckpointRow {
 
 inline std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span{text}); }
 
-inline void add_to(SipHash128& hash, std::int64_t number) { hash.update(std::as_bytes(std::span{&number, 1})); }
+inline void add_to(SipHash128& hash, std::int64_t number) {
+  std::array<std::byte, 8> bytes{};  // little-endian, whatever the machine
+  for (std::byte& byte : bytes) {
+    byte = static_cast<std::byte>(number & 0xff);
+    number >>= 8;
+  }
+  hash.update(bytes);
+}
 inline void add_to(SipHash128& hash, const ItemKey& key) {
   add_to(hash, static_cast<std::int64_t>(key.index()));
   if (const auto* number = std::get_if<std::int64_t>(&key)) add_to(hash, *number);
@@ -141,9 +148,11 @@ class RowIndex {
 
   /// A row of the file. False if it cannot be one of ours.
   bool add(const CheckpointRow& row) {
-    highest_ = std::max(highest_, row.id);
+    constexpr std::int64_t most = std::int64_t{1} << 62;  // so that there is always another
     const bool has_key = !std::holds_alternative<std::monostate>(row.key);
-    return has_key == keyed_ && row.id >= 0 && (!keyed_ || ids_.emplace(hash_of(row.key), row.id).second);
+    if (has_key != keyed_ || row.id < 0 || row.id > most) return false;
+    highest_ = std::max(highest_, row.id);
+    return !keyed_ || ids_.emplace(hash_of(row.key), row.id).second;
   }
 
  private:
@@ -190,45 +199,40 @@ inline RowIndex read_rows(Database& database, bool keyed, const std::function<bo
 /// What a file says of itself; it is only read. CheckpointError if it is none of ours, or not whole.
 inline CheckpointHeader read_header(Database& database) {
   const auto& path = database.path();
-  try {
-    if (database.number("PRAGMA application_id") != checkpoint_application) {
-      throw checkpoint_error(path,
-                             "this is no checkpoint, but perhaps another application's file; it is left as it is");
-    }
-    const std::int64_t schema = database.number("PRAGMA user_version");
-    if (schema != checkpoint_schema) {
-      throw checkpoint_error(path, "its format has version {}, and this pyarallel reads {}; {}", schema,
-                             checkpoint_schema,
-                             schema > checkpoint_schema ? "use the pyarallel that wrote it, or a newer one"
-                                                        : "delete it to compute everything again");
-    }
-    std::map<std::string, std::string> objects;
-    Statement schemas = database.prepare("SELECT name, type, sql FROM sqlite_schema");
-    while (schemas.step()) {
-      objects[schemas.maybe_text(0).value_or("")] =
-          schemas.maybe_text(1).value_or("") + ": " + schemas.maybe_text(2).value_or("");
-    }
-    std::map<std::string, std::string> meta;
-    const std::map<std::string, std::string> expected{{"meta", "table: " + std::string(create_meta)},
-                                                      {"results", "table: " + std::string(create_results)}};
-    if (objects != expected) throw damaged(path, "its schema is another one");
-    Statement select = database.prepare("SELECT name, value FROM meta");
-    while (select.step()) meta[select.maybe_text(0).value_or("")] = select.maybe_text(1).value_or("");
-
-    const bool keyed = meta["keys"] == key_mode(true);
-    if (meta.size() != 5 || (!keyed && meta["keys"] != key_mode(false)) || !meta.contains("version") ||
-        meta["codec"].empty() || meta["codec"].find_first_not_of("0123456789") != std::string::npos ||
-        meta["codec"].size() > 9) {
-      throw damaged(path, "its description is incomplete");
-    }
-    return {.version = meta["version"],
-            .identity = {.result_type = meta["result_type"],
-                         .item_type = meta["item_type"],
-                         .codec_version = std::stoi(meta["codec"]),
-                         .keyed = keyed}};
-  } catch (const std::bad_alloc&) {
-    throw damaged(path, "it asks for too much memory");
+  if (database.number("PRAGMA application_id") != checkpoint_application) {
+    throw checkpoint_error(path, "this is no checkpoint, but perhaps another application's file; it is left as it is");
   }
+  const std::int64_t schema = database.number("PRAGMA user_version");
+  if (schema != checkpoint_schema) {
+    throw checkpoint_error(path, "its format has version {}, and this pyarallel reads {}; {}", schema,
+                           checkpoint_schema,
+                           schema > checkpoint_schema ? "use the pyarallel that wrote it, or a newer one"
+                                                      : "delete it to compute everything again");
+  }
+  std::map<std::string, std::string> objects;
+  Statement schemas = database.prepare("SELECT name, type, sql FROM sqlite_schema");
+  while (schemas.step()) {
+    objects[schemas.maybe_text(0).value_or("")] =
+        schemas.maybe_text(1).value_or("") + ": " + schemas.maybe_text(2).value_or("");
+  }
+  const std::map<std::string, std::string> expected{{"meta", "table: " + std::string(create_meta)},
+                                                    {"results", "table: " + std::string(create_results)}};
+  if (objects != expected) throw damaged(path, "its schema is another one");
+  std::map<std::string, std::string> meta;
+  Statement select = database.prepare("SELECT name, value FROM meta");
+  while (select.step()) meta[select.maybe_text(0).value_or("")] = select.maybe_text(1).value_or("");
+
+  const bool keyed = meta["keys"] == key_mode(true);
+  if (meta.size() != 5 || (!keyed && meta["keys"] != key_mode(false)) || !meta.contains("version") ||
+      meta["codec"].empty() || meta["codec"].find_first_not_of("0123456789") != std::string::npos ||
+      meta["codec"].size() > 9) {
+    throw damaged(path, "its description is incomplete");
+  }
+  return {.version = meta["version"],
+          .identity = {.result_type = meta["result_type"],
+                       .item_type = meta["item_type"],
+                       .codec_version = std::stoi(meta["codec"]),
+                       .keyed = keyed}};
 }
 
 /// CheckpointError unless results of `header` mean the same to a run that wants `wanted`.
