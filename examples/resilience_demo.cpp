@@ -1,8 +1,8 @@
 // What pyarallel does when the world does not cooperate, over real HTTP, in about ten seconds.
 //
-// The demo starts a metered API in a process of its own and calls it in five acts. Each act makes
-// claims and checks them against what the server wrote down. The exit status is 0 only if every
-// claim holds.
+// The demo starts a metered API in a process of its own and calls it in six acts (five where there
+// is no SQLite). Each act makes claims and checks them against what the server wrote down. The exit
+// status is 0 only if every claim holds.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -11,17 +11,28 @@
 #include <cstddef>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
+#include <functional>
 #include <optional>
 #include <pyarallel.hpp>
 #include <pyarallel/progress.hpp>
 #include <ranges>
+#include <set>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "support/api_client.hpp"
+#include "support/child_process.hpp"
 #include "support/fake_api.hpp"
 #include "support/receipts.hpp"
 #include "support/stopwatch.hpp"
+#include "support/temporary_folder.hpp"
+
+#if __has_include(<sqlite3.h>)
+#include <pyarallel/checkpoint.hpp>
+#endif
 
 using namespace std::chrono_literals;
 
@@ -211,18 +222,92 @@ void slow_calls_overlap(Stage& stage) {
                  fmt::format("{:.2f} s; one after another: {:.0f} s", took, call_time * many));
 }
 
+#if __has_include(<sqlite3.h>)
+
+using Answered = std::function<void(const pyarallel::ItemResult<std::string>&)>;
+
+std::string paid_call(int id) { return fmt::format("/slow/50/{}", id); }
+
+// The same job each time, whoever runs it.
+pyarallel::MapResult<std::string> run_checkpointed(demo::ApiClient& api, int many,
+                                                   const std::filesystem::path& checkpoint, Answered answered,
+                                                   pyarallel::OnProgress progress = {}) {
+  return pyarallel::parallel_map([&](int id) { return api.get(paid_call(id)); }, std::views::iota(0, many),
+                                 {.workers = workers,
+                                  .checkpoint = pyarallel::sqlite_checkpoint(checkpoint, {.version = "1"}),
+                                  .on_result = std::move(answered),
+                                  .on_progress = std::move(progress)});
+}
+
+void a_killed_job_pays_no_call_twice(Stage& stage) {
+  constexpr int many = 300;
+  constexpr std::size_t enough = many / 3;
+  stage.begin(
+      "A job that is killed goes on where it was",
+      fmt::format("{} paid calls with a checkpoint; kill -9 after a third of them, then the same again.", many));
+  const demo::TemporaryFolder folder;
+  const auto checkpoint = folder.path() / "job.ckpt";
+
+  // The first run has a process of its own, which says here what it was told in on_result.
+  demo::Pipe report;
+  demo::ChildProcess first([&] {
+    report.read_end.close();
+    demo::ApiClient api(stage.api.port());  // with connections of its own
+    run_checkpointed(api, many, checkpoint, [&](const auto& item) {
+      if (!report.send(item.index)) throw std::runtime_error("nobody listens any more");
+    });
+  });
+  report.write_end.close();
+  std::set<std::size_t> reported;
+  std::size_t index = 0;
+  while (reported.size() < enough && report.receive(index)) reported.insert(index);
+  const bool killed = first.kill();
+  while (report.receive(index)) reported.insert(index);  // until it died
+
+  std::set<std::size_t> stored;
+  const auto result = run_checkpointed(
+      stage.api, many, checkpoint,
+      [&](const auto& item) {
+        if (item.attempts == 0) stored.insert(item.index);
+      },
+      pyarallel::ProgressBar{"calls"});
+
+  const demo::Ledger server = stage.measured_by_server();
+  const auto called_once = static_cast<std::size_t>(std::ranges::count_if(
+      reported, [&](std::size_t id) { return server.calls_of(paid_call(static_cast<int>(id))) == 1; }));
+  // What the job had begun and not reported when it died: at most its window.
+  const std::size_t most_in_flight = 2 * workers;
+  auto& receipts = stage.receipts;
+
+  receipts.claim(
+      killed && reported.size() >= enough && reported.size() < many, "the job dies in full flight",
+      fmt::format("{} after {} of {} answers", killed ? "SIGKILL" : "ended by itself", reported.size(), many));
+  claim_every_item_succeeds(receipts, result);
+  receipts.claim(std::ranges::includes(stored, reported), "every answer that was reported was stored before",
+                 fmt::format("{} reported, {} taken from the file", reported.size(), stored.size()));
+  receipts.claim(called_once == reported.size(), "the server is not asked for any of these again",
+                 fmt::format("{} of {} asked for once", called_once, reported.size()));
+  receipts.claim(server.requests <= many + most_in_flight,
+                 fmt::format("paid twice: only what was in flight, at most {} calls", most_in_flight),
+                 fmt::format("{} calls for {} items: {} twice", server.requests, many, server.repeated()));
+}
+
+#endif
+
 int run() {
   const demo::FakeApi server(quota);  // forks, so it comes before anything that starts a thread
   const auto started = demo::Clock::now();
   Stage stage{.api = demo::ApiClient(server.port()), .receipts = {}};
-  fmt::print("Five acts against a metered API on http://127.0.0.1:{}, process {}.\n", server.port(),
-             server.process_id());
+  fmt::print("A metered API on http://127.0.0.1:{}, process {}.\n", server.port(), server.process_id());
 
   one_refusal_pauses_the_pool(stage);
   a_rate_limit_stays_below_the_quota(stage);
   a_dead_endpoint_is_given_up(stage);
   a_missed_deadline_keeps_what_it_has(stage);
   slow_calls_overlap(stage);
+#if __has_include(<sqlite3.h>)
+  a_killed_job_pays_no_call_twice(stage);
+#endif
   return stage.receipts.verdict(seconds(demo::Clock::now() - started));
 }
 

@@ -106,7 +106,7 @@ TEST_CASE("K2 a file that is no database is refused and left alone") {
   const Folder folder;
   const fs::path path = folder / "notes.txt";
   write_file(path, std::string(5000, 'x'));
-  check_refused(path, "not a database");
+  check_refused(path, "this is no checkpoint");
   write_file(path, "x");
   check_refused(path, "this is no checkpoint");
 }

@@ -19,6 +19,8 @@ class ApiClient {
  public:
   explicit ApiClient(int port) : port_(port) {}
 
+  int port() const { return port_; }
+
   std::string get(const std::string& path) {
     return call(path, [&](httplib::Client& connection) { return connection.Get(path); });
   }

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 
 namespace demo {
@@ -42,12 +43,35 @@ struct Pipe {
     read_end = FileDescriptor(ends[0]);
     write_end = FileDescriptor(ends[1]);
   }
+
+  // A small value, in one piece. False if nobody can receive it any more (and SIGPIPE is ignored).
+  template <class T>
+  bool send(const T& value) const {
+    static_assert(std::is_trivially_copyable_v<T> && sizeof value <= 512);  // what POSIX never splits
+    ssize_t count;
+    do {
+      count = ::write(write_end.number(), &value, sizeof value);
+    } while (count < 0 && errno == EINTR);
+    return count == sizeof value;
+  }
+
+  // Waits for a value. False if none can come any more: nobody has the other end.
+  template <class T>
+  bool receive(T& value) const {
+    static_assert(std::is_trivially_copyable_v<T> && sizeof value <= 512);
+    ssize_t count;
+    do {
+      count = ::read(read_end.number(), &value, sizeof value);
+    } while (count < 0 && errno == EINTR);
+    return count == sizeof value;
+  }
 };
 
 class ChildProcess {
  public:
-  // Runs `body` in a child. Call it before the program has threads: a forked child has only the
-  // thread that forked, and any lock another one held stays locked in it for ever.
+  // Runs `body` in a child. Call it while the program has no threads but idle ones of pyarallel: a
+  // forked child has only the thread that forked, and any lock another one held stays locked in it
+  // for ever.
   template <class Body>
   explicit ChildProcess(Body body) : id_(::fork()) {
     if (id_ < 0) throw std::system_error(errno, std::generic_category(), "fork");
@@ -56,13 +80,20 @@ class ChildProcess {
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;
 
-  ~ChildProcess() {
-    ::kill(id_, SIGKILL);
-    while (::waitpid(id_, nullptr, 0) < 0 && errno == EINTR) {
-    }
-  }
+  ~ChildProcess() { kill(); }
 
   pid_t id() const { return id_; }
+
+  // SIGKILL, which no process can catch. True if that is how it ended, false if it had ended before.
+  bool kill() {
+    if (!reaped_) {
+      ::kill(id_, SIGKILL);
+      while (::waitpid(id_, &status_, 0) < 0 && errno == EINTR) {
+      }
+      reaped_ = true;
+    }
+    return WIFSIGNALED(status_) && WTERMSIG(status_) == SIGKILL;
+  }
 
  private:
   // _exit, not exit: what the parent registered to run at its end is not the child's to run.
@@ -77,6 +108,8 @@ class ChildProcess {
   }
 
   pid_t id_;
+  int status_ = 0;
+  bool reaped_ = false;
 };
 
 }  // namespace demo

@@ -12,8 +12,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <chrono>
+#include <csignal>
 #include <cstddef>
 #include <mutex>
 #include <optional>
@@ -57,13 +57,13 @@ class FakeApiServer {
 
   void add_routes() {
     server_.Get(R"(/items/(\d+))", [this](const httplib::Request& request, httplib::Response& response) {
-      metered_item(request.matches[1], response);
+      metered_item(request, request.matches[1], response);
     });
     server_.Get(R"(/slow/(\d+)/(\d+))", [this](const httplib::Request& request, httplib::Response& response) {
-      slow_item(std::chrono::milliseconds(std::stoi(request.matches[1])), request.matches[2], response);
+      slow_item(request, std::chrono::milliseconds(std::stoi(request.matches[1])), request.matches[2], response);
     });
-    server_.Get(R"(/dead/(\d+))", [this](const httplib::Request&, httplib::Response& response) {
-      const Visit visit(*this);
+    server_.Get(R"(/dead/(\d+))", [this](const httplib::Request& request, httplib::Response& response) {
+      const Visit visit(*this, request.path);
       response.status = 500;
     });
     server_.Get("/ledger", [this](const httplib::Request&, httplib::Response& response) {
@@ -77,8 +77,8 @@ class FakeApiServer {
     });
   }
 
-  void metered_item(const std::string& id, httplib::Response& response) {
-    const Visit visit(*this);
+  void metered_item(const httplib::Request& request, const std::string& id, httplib::Response& response) {
+    const Visit visit(*this, request.path);
     if (const auto wait = visit.refused()) {
       response.status = 429;
       response.set_header("Retry-After", std::to_string(wait->count()));
@@ -89,8 +89,9 @@ class FakeApiServer {
     response.set_content("item " + id, "text/plain");
   }
 
-  void slow_item(std::chrono::milliseconds time, const std::string& id, httplib::Response& response) {
-    const Visit visit(*this);
+  void slow_item(const httplib::Request& request, std::chrono::milliseconds time, const std::string& id,
+                 httplib::Response& response) {
+    const Visit visit(*this, request.path);
     std::this_thread::sleep_for(time);
     response.set_content("item " + id, "text/plain");
   }
@@ -98,9 +99,9 @@ class FakeApiServer {
   // A request's stay, from its arrival to its answer, for the ledger.
   class Visit {
    public:
-    explicit Visit(FakeApiServer& api) : api_(api) {
+    Visit(FakeApiServer& api, const std::string& path) : api_(api) {
       const std::lock_guard lock(api_.mutex_);
-      api_.keeper_.arrived(Clock::now());
+      api_.keeper_.arrived(path, Clock::now());
     }
     Visit(const Visit&) = delete;
     Visit& operator=(const Visit&) = delete;
@@ -144,11 +145,14 @@ class FakeApi {
 
  private:
   void serve(Quota quota) {
+    // What ends the caller ends this process too, see below: a Ctrl-C, which the terminal sends to both, should not
+    // end it before the caller's last answers are there.
+    for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, SIG_IGN);
     port_pipe_.read_end.close();
     lifeline_.write_end.close();
     FakeApiServer server(quota);
     const int port = server.bind();
-    if (port <= 0 || ::write(port_pipe_.write_end.number(), &port, sizeof port) != sizeof port) return;
+    if (port <= 0 || !port_pipe_.send(port)) return;
     std::thread([this] { exit_with_parent(); }).detach();
     server.serve();
   }
@@ -157,18 +161,13 @@ class FakeApi {
   // is gone, however it went.
   void exit_with_parent() {
     char byte;
-    while (::read(lifeline_.read_end.number(), &byte, 1) < 0 && errno == EINTR) {
-    }
+    lifeline_.receive(byte);
     ::_exit(0);
   }
 
   int read_port() {
     int port = 0;
-    ssize_t count;
-    do {
-      count = ::read(port_pipe_.read_end.number(), &port, sizeof port);
-    } while (count < 0 && errno == EINTR);
-    if (count != sizeof port) {
+    if (!port_pipe_.receive(port)) {
       throw std::runtime_error("the fake API did not start: it could not listen on a port of 127.0.0.1");
     }
     return port;

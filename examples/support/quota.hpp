@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <map>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -53,7 +54,14 @@ struct Ledger {
   std::size_t most_at_once = 0;
   double seconds_first_to_last = 0;          // between arrivals
   double longest_silence_after_refusal = 0;  // in seconds, from the first 429 on
+  std::map<std::string, std::size_t> calls;  // how often each path was asked for
 
+  // Requests for what had been asked for before.
+  std::size_t repeated() const { return requests - calls.size(); }
+  std::size_t calls_of(const std::string& path) const {
+    const auto found = calls.find(path);
+    return found != calls.end() ? found->second : 0;
+  }
   // Requests a second, between the first and the last arrival: n requests span n - 1 intervals.
   double throughput() const { return requests > 1 ? static_cast<double>(requests - 1) / seconds_first_to_last : 0; }
 
@@ -61,6 +69,7 @@ struct Ledger {
     std::ostringstream text;
     text << requests << ' ' << refused << ' ' << most_at_once << ' ' << seconds_first_to_last << ' '
          << longest_silence_after_refusal;
+    for (const auto& [path, count] : calls) text << '\n' << path << ' ' << count;
     return text.str();
   }
 
@@ -70,6 +79,8 @@ struct Ledger {
     words >> ledger.requests >> ledger.refused >> ledger.most_at_once >> ledger.seconds_first_to_last >>
         ledger.longest_silence_after_refusal;
     if (!words) throw std::runtime_error("the fake API sent a ledger that makes no sense: " + text);
+    std::string path;
+    for (std::size_t count; words >> path >> count;) ledger.calls[path] = count;
     return ledger;
   }
 };
@@ -77,7 +88,8 @@ struct Ledger {
 // Keeps the ledger. Not thread-safe: the server calls it under its lock.
 class LedgerKeeper {
  public:
-  void arrived(Clock::time_point now) {
+  void arrived(const std::string& path, Clock::time_point now) {
+    ++ledger_.calls[path];
     if (ledger_.requests++ == 0) first_ = now;
     if (ledger_.refused > 0) {
       const double silence = Seconds(now - last_).count();

@@ -38,7 +38,7 @@
 
 #include "pyarallel/checkpoint_store.hpp"
 #include "pyarallel/codec.hpp"
-#include "pyarallel/detail/checkpoint/file_lock.hpp"
+#include "pyarallel/detail/checkpoint/errors.hpp"
 #include "pyarallel/detail/checkpoint/sqlite.hpp"
 #include "pyarallel/detail/process/descriptor.hpp"
 #include "pyarallel/detail/sip_hash.hpp"
@@ -174,11 +174,6 @@ class RowIndex {
   std::unordered_map<SipHash128::Digest, std::int64_t, FirstBytes> ids_;  // where rows have keys
 };
 
-inline CheckpointError damaged(const std::filesystem::path& path, std::string_view what) {
-  return checkpoint_error(path, "it is damaged ({}); restore it from a copy, or delete it to compute everything again",
-                          what);
-}
-
 /// CheckpointError unless each row is as it was written. Reads the whole file. Stops once `give_up()`.
 inline RowIndex read_rows(Database& database, bool keyed, const std::function<bool()>& give_up) {
   constexpr std::size_t rows_between_looks = 256;
@@ -199,9 +194,7 @@ inline RowIndex read_rows(Database& database, bool keyed, const std::function<bo
 /// What a file says of itself; it is only read. CheckpointError if it is none of ours, or not whole.
 inline CheckpointHeader read_header(Database& database) {
   const auto& path = database.path();
-  if (database.number("PRAGMA application_id") != checkpoint_application) {
-    throw checkpoint_error(path, "this is no checkpoint, but perhaps another application's file; it is left as it is");
-  }
+  if (database.number("PRAGMA application_id") != checkpoint_application) throw no_checkpoint(path);
   const std::int64_t schema = database.number("PRAGMA user_version");
   if (schema != checkpoint_schema) {
     throw checkpoint_error(path, "its format has version {}, and this pyarallel reads {}; {}", schema,

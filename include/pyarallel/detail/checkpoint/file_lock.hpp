@@ -12,27 +12,16 @@
 #include <chrono>
 #include <csignal>
 #include <cstddef>
-#include <cstring>
 #include <filesystem>
 #include <string>
-#include <string_view>
 #include <thread>
-#include <utility>
 
+#include "pyarallel/detail/checkpoint/errors.hpp"
 #include "pyarallel/detail/fmt.hpp"
 #include "pyarallel/detail/process/descriptor.hpp"
 #include "pyarallel/error.hpp"
 
 namespace pyarallel::detail {
-
-/// "checkpoint run.ckpt: what is wrong"
-template <class... Args>
-CheckpointError checkpoint_error(const std::filesystem::path& path, fmt::format_string<Args...> what, Args&&... args) {
-  return CheckpointError("checkpoint " + path.string() + ": " + fmt::format(what, std::forward<Args>(args)...));
-}
-
-/// "No such file or directory"
-inline std::string text_of_errno(int error) { return std::generic_category().message(error); }
 
 /// A lock on `<path>-lock`, a file that exists while it is held, and holds the number of the process. (A file of its
 /// own: closing any descriptor of the database would drop the locks that SQLite has on it.)

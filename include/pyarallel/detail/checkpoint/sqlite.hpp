@@ -13,12 +13,20 @@
 #include <string_view>
 #include <system_error>
 
-#include "pyarallel/detail/checkpoint/file_lock.hpp"
+#include "pyarallel/detail/checkpoint/errors.hpp"
+#include "pyarallel/detail/fmt.hpp"
 #include "pyarallel/error.hpp"
 
 namespace pyarallel::detail {
 
-enum class Access { read, write };
+/// The last error of a connection, or the lack of memory for one.
+inline CheckpointError sqlite_error(const std::filesystem::path& path, sqlite3* database) {
+  if (database == nullptr) return checkpoint_error(path, "SQLite: there is no memory");
+  const int code = sqlite3_errcode(database);
+  if (code == SQLITE_NOTADB) return no_checkpoint(path);
+  if (code == SQLITE_CORRUPT) return damaged(path, sqlite3_errmsg(database));
+  return checkpoint_error(path, "SQLite: {}", sqlite3_errmsg(database));
+}
 
 class Statement {
  public:
@@ -79,7 +87,7 @@ class Statement {
     if (code != SQLITE_OK) fail(sqlite3_db_handle(get()));
   }
   [[noreturn]] void fail(sqlite3* database) {
-    const CheckpointError error = checkpoint_error(path_, "SQLite: {}", sqlite3_errmsg(database));
+    const CheckpointError error = sqlite_error(path_, database);
     sqlite3_reset(get());
     throw error;
   }
@@ -87,6 +95,8 @@ class Statement {
   const std::filesystem::path& path_;
   std::unique_ptr<sqlite3_stmt, Finalize> statement_;
 };
+
+enum class Access { read, write };
 
 /// A connection, for one thread at a time. All errors are CheckpointErrors.
 class Database {
@@ -102,9 +112,7 @@ class Database {
     if (access == Access::read && size_of_log(path) == 0) name += "?immutable=1";
     const int code = sqlite3_open_v2(name.c_str(), &database, flags, nullptr);
     database_.reset(database);
-    if (code != SQLITE_OK) {
-      throw checkpoint_error(path, "SQLite: {}", database != nullptr ? sqlite3_errmsg(database) : "no memory");
-    }
+    if (code != SQLITE_OK) throw sqlite_error(path, database);
     // The file may come from anywhere: nothing that is written in it may do more than to hold data.
     sqlite3_db_config(database, SQLITE_DBCONFIG_DEFENSIVE, 1, nullptr);
     sqlite3_db_config(database, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, nullptr);
@@ -126,7 +134,7 @@ class Database {
 
   void execute(const char* sql) {
     if (sqlite3_exec(database_.get(), sql, nullptr, nullptr, nullptr) == SQLITE_OK) return;
-    throw checkpoint_error(path_, "SQLite: {}", sqlite3_errmsg(database_.get()));
+    throw sqlite_error(path_, database_.get());
   }
   Statement prepare(std::string_view sql) { return {database_.get(), path_, sql}; }
   /// Of a pragma, a count or the like.
