@@ -9,7 +9,7 @@ target_compile_options(pyarallel::pyarallel INTERFACE ${pyarallel_libcxx_options
 set(pyarallel_checkpoint_FOUND FALSE)
 if(checkpoint IN_LIST pyarallel_FIND_COMPONENTS)
   if(NOT TARGET SQLite::SQLite3)
-    find_package(SQLite3 QUIET)
+    find_package(SQLite3 3.31 QUIET)
   endif()
   if(TARGET SQLite::SQLite3)
     set(pyarallel_checkpoint_FOUND TRUE)

@@ -56,7 +56,7 @@ struct CheckpointHeader {
 
 inline std::string_view key_mode(bool keyed) { return keyed ? "item_key" : "position"; }
 
-// What is in sqlite_schema, to the letter.
+// What is in sqlite_master, to the letter.
 inline constexpr std::string_view create_meta =
     "CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID";
 inline constexpr std::string_view create_results =
@@ -203,7 +203,7 @@ inline CheckpointHeader read_header(Database& database) {
                                                       : "delete it to compute everything again");
   }
   std::map<std::string, std::string> objects;
-  Statement schemas = database.prepare("SELECT name, type, sql FROM sqlite_schema");
+  Statement schemas = database.prepare("SELECT name, type, sql FROM sqlite_master");
   while (schemas.step()) {
     objects[schemas.maybe_text(0).value_or("")] =
         schemas.maybe_text(1).value_or("") + ": " + schemas.maybe_text(2).value_or("");
