@@ -108,7 +108,9 @@ TEST_CASE("K2 a file that is no database is refused and left alone") {
   write_file(path, std::string(5000, 'x'));
   check_refused(path, "this is no checkpoint");
   write_file(path, "x");
+  write_file(path.string() + "-wal", "precious");
   check_refused(path, "this is no checkpoint");
+  CHECK(content_of(path.string() + "-wal") == "precious");
 }
 
 TEST_CASE("K2 another application's database is refused and left alone") {
@@ -220,6 +222,41 @@ TEST_CASE("K2 two rows of one key are refused") {
   execute_sql(path, "INSERT INTO results VALUES(9, 1, zeroblob(16), x'78', x'" + checksum + "')");
   const std::string text = refusal([&] { parallel_map(tenfold, numbers(3), options); });
   CHECK(says(text, "row 9 is not as it was written"));
+}
+
+TEST_CASE("K2 a journal that lies beside a good file destroys nothing") {
+  const Watchdog watchdog;
+  const Folder folder;
+  const fs::path path = folder / "run.ckpt";
+  // Somebody works on a copy in SQLite's other mode, and dies: his journal holds the pages of the copy.
+  const fs::path other = folder / "other.db";
+  execute_sql(other, "PRAGMA journal_mode = DELETE; CREATE TABLE t(x)");
+  sqlite3* database = nullptr;
+  REQUIRE(sqlite3_open(other.c_str(), &database) == SQLITE_OK);
+  const std::unique_ptr<sqlite3, decltype(&sqlite3_close)> close{database, &sqlite3_close};
+  REQUIRE(sqlite3_exec(database,
+                       "PRAGMA cache_size = 1; PRAGMA cache_spill = 1; BEGIN; INSERT INTO t WITH RECURSIVE "
+                       "n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9999) SELECT i FROM n",
+                       nullptr, nullptr, nullptr) == SQLITE_OK);
+  CHECK(run(path).ok());
+  fs::copy_file(other.string() + "-journal", path.string() + "-journal");
+  REQUIRE(fs::file_size(path.string() + "-journal") > 512);
+  check_refused(path, "run.ckpt-journal");
+  fs::remove(path.string() + "-journal");
+  CHECK(is_right(run(path)));
+}
+
+TEST_CASE("K2 a file that somebody put into another journal mode goes on in ours") {
+  const Watchdog watchdog;
+  const Folder folder;
+  const fs::path path = folder / "run.ckpt";
+  CHECK(run(path).ok());
+  execute_sql(path, "PRAGMA journal_mode = DELETE");
+  auto options = options_for(path);
+  bool has_log = false;
+  options.on_result = [&](const auto&) { has_log = fs::exists(path.string() + "-wal"); };
+  CHECK(is_right(parallel_map(tenfold, numbers(11), options)));
+  CHECK(has_log);
 }
 
 TEST_CASE("K2 a truncated file is refused and left alone, wherever it ends") {

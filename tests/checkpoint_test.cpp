@@ -754,7 +754,7 @@ TEST_CASE("E1 with a checkpoint max_errors still ends the run, and a later one g
   CHECK(calls <= 10 + 2 + 4);
   const Counting fn;
   CHECK(parallel_map(fn, numbers(1000), options).ok());
-  CHECK(fn.take().size() == 990);
+  CHECK(fn.take().size() == 1000 - first.successes().size());
 }
 
 TEST_CASE("T1 a retried item is stored once it succeeds") {

@@ -20,7 +20,7 @@ namespace {
 /// The items that a file has results of, each checked.
 std::set<std::int64_t> stored_in(const fs::path& path) {
   if (!fs::exists(path)) return {};
-  detail::Database database{path, detail::Access::read};
+  detail::Database database{path, detail::Database::Access::read};
   detail::read_header(database);
   std::set<std::int64_t> ids;
   detail::Statement select = database.prepare(detail::select_row);

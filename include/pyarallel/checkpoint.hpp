@@ -37,7 +37,9 @@ namespace detail {
 class SqliteSession final : public CheckpointSession {
  public:
   SqliteSession(const std::filesystem::path& path, const CheckpointHeader& wanted, const std::function<bool()>& give_up)
-      : keyed_(wanted.identity.keyed), lock_(path), database_(open(path, wanted, give_up)) {}
+      : keyed_(wanted.identity.keyed), lock_(path), database_(open(path, wanted, give_up)) {
+    database_.execute("PRAGMA journal_mode = WAL");  // somebody may have changed it
+  }
 
   std::optional<std::span<const std::byte>> find(const ItemKey& key, const ItemFingerprint& item) override {
     const auto id = index_.find(key);
@@ -57,7 +59,7 @@ class SqliteSession final : public CheckpointSession {
 
   void add(const ItemKey& key, const ItemFingerprint& item, std::span<const std::byte> result) override {
     if (!writes_) begin_to_write();
-    const CheckpointRow row{.id = index_.add(key), .key = keyed_ ? key : ItemKey{}, .item = item, .result = result};
+    const CheckpointRow row{.id = index_.id_for(key), .key = keyed_ ? key : ItemKey{}, .item = item, .result = result};
     const Checksum checksum = checksum_of(row);
     insert_.bind(1, row.id);
     if (const auto* text = std::get_if<std::string>(&row.key)) {
@@ -90,13 +92,13 @@ class SqliteSession final : public CheckpointSession {
                 const std::function<bool()>& give_up) {
     if (has_content(path)) {
       // A connection that cannot write leaves what is not ours, or damaged, as it is.
-      Database database{path, Access::read};
+      Database database{path, Database::Access::read};
       require_same(path, read_header(database), wanted);
       index_ = read_rows(database, keyed_, give_up);
     } else {
       create_checkpoint(path, wanted);
     }
-    return Database{path, Access::write};
+    return Database{path, Database::Access::write};
   }
 
   /// Every commit is in the log when it returns, where the death of the process cannot harm it. Against a loss of power
@@ -184,7 +186,7 @@ struct CheckpointInfo {
 inline CheckpointInfo checkpoint_info(const std::filesystem::path& path) {
   using namespace detail;
   if (!has_content(path)) throw checkpoint_error(path, "there is no such file, or an empty one");
-  Database database{path, Access::read};
+  Database database{path, Database::Access::read};
   database.execute("BEGIN");  // one moment for all that is read
   CheckpointHeader header = read_header(database);
   const auto completed = static_cast<std::size_t>(database.number("SELECT count(*) FROM results"));

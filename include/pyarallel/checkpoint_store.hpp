@@ -42,6 +42,7 @@ class CheckpointSession {
 
   /// The encoded result that was added for this key and fingerprint; nothing if there is none, or one of another
   /// fingerprint only. Valid until the next call. `key`: an std::int64_t or a string; without item_key, the position.
+  /// Asked once for each key, before anything is added for it.
   virtual std::optional<std::span<const std::byte>> find(const ItemKey& key, const ItemFingerprint& item) = 0;
   /// Adds a result, instead of one of another fingerprint if there is one for this key.
   virtual void add(const ItemKey& key, const ItemFingerprint& item, std::span<const std::byte> result) = 0;

@@ -199,6 +199,7 @@ void check(const Files& files, bool keyed, bool log_is_good, bool tree_is_whole)
   const auto first = run(keyed);
   fuzz::expect(opened || (!first && untouched(files, log_is_good)),
                "a file was refused once, and used or changed then");
+  if (!opened) return;
   const auto second = run(keyed);
   if (!tree_is_whole || !first) return;
   fuzz::expect(
@@ -230,7 +231,7 @@ Samples make_samples(bool keyed) {
   run_again();
   samples.row_results.reserve(item_count);
   {
-    detail::Database database{folder().file(), detail::Access::read};
+    detail::Database database{folder().file(), detail::Database::Access::read};
     detail::Statement select = database.prepare(detail::select_row);
     while (select.step()) samples.rows.push_back(copied(detail::read_row(select).value(), samples.row_results));
   }

@@ -3,8 +3,8 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <pyarallel.hpp>
 #include <pyarallel/checkpoint.hpp>
-#include <pyarallel/map.hpp>
 #include <stdexcept>
 #include <type_traits>
 #include <vector>

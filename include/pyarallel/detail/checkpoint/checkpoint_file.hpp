@@ -138,12 +138,11 @@ class RowIndex {
     return found != ids_.end() ? std::optional{found->second} : std::nullopt;
   }
 
-  /// The id for a row of this key: its own, if there is one already. Now there is.
-  std::int64_t add(const ItemKey& key) {
-    const std::int64_t id =
-        keyed_ ? ids_.emplace(hash_of(key), highest_ + 1).first->second : std::get<std::int64_t>(key);
-    highest_ = std::max(highest_, id);
-    return id;
+  /// The id for a row of this key: its own, if there is one already. (A new one need not be known: a run asks for each
+  /// key once.)
+  std::int64_t id_for(const ItemKey& key) {
+    if (keyed_) return find(key).value_or(highest_ + 1 + added_++);
+    return std::get<std::int64_t>(key);
   }
 
   /// A row of the file. False if it cannot be one of ours.
@@ -170,7 +169,8 @@ class RowIndex {
   };
 
   bool keyed_;
-  std::int64_t highest_ = -1;
+  std::int64_t highest_ = -1;  // of the file, when it was opened
+  std::int64_t added_ = 0;
   std::unordered_map<SipHash128::Digest, std::int64_t, FirstBytes> ids_;  // where rows have keys
 };
 
@@ -246,7 +246,8 @@ inline void require_same(const std::filesystem::path& path, const CheckpointHead
           std::to_string(wanted.identity.codec_version));
 }
 
-/// False if there is no such file, or an empty one. CheckpointError if it is no regular file.
+/// False if there is no such file, or an empty one. CheckpointError if it is none that SQLite may see: it would take
+/// a very small one for an empty database, whose log means nothing, and roll back what a journal says.
 inline bool has_content(const std::filesystem::path& path) {
   struct stat status {};
   if (::lstat(path.c_str(), &status) != 0) {
@@ -259,7 +260,16 @@ inline bool has_content(const std::filesystem::path& path) {
                            : S_ISDIR(status.st_mode) ? "directory"
                                                      : "special file");
   }
-  return status.st_size > 0;
+  if (status.st_size == 0) return false;
+  constexpr off_t smallest_database = 512;
+  if (status.st_size < smallest_database) throw no_checkpoint(path);
+  struct stat journal {};
+  if (::lstat((path.string() + "-journal").c_str(), &journal) == 0 && journal.st_size > 0) {
+    throw checkpoint_error(path,
+                           "there is a rollback journal beside it, {}-journal, which no checkpoint has; move it away",
+                           path.filename().string());
+  }
+  return true;
 }
 
 /// Makes a file without results. It appears with its name when it is whole, so that a process that dies on the way
@@ -277,7 +287,7 @@ inline void create_checkpoint(const std::filesystem::path& path, const Checkpoin
     if (!file) throw checkpoint_error(path, "it cannot be made: {}", text_of_errno(errno));
   }
   try {
-    Database database{made, Access::write};
+    Database database{made, Database::Access::write};
     database.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN");
     database.execute(
         fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}", checkpoint_application, checkpoint_schema)

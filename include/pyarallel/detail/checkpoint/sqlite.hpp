@@ -96,11 +96,11 @@ class Statement {
   std::unique_ptr<sqlite3_stmt, Finalize> statement_;
 };
 
-enum class Access { read, write };
-
 /// A connection, for one thread at a time. All errors are CheckpointErrors.
 class Database {
  public:
+  enum class Access { read, write };
+
   /// Opens a file that exists. With Access::read it is not changed, and nothing is made beside it.
   Database(const std::filesystem::path& path, Access access) : path_(path) {
     sqlite3* database = nullptr;

@@ -45,7 +45,8 @@ class MapRunner : public ItemRunner<R, Items, Invoke> {
         records_(placement.receipts, this->size()) {
     if (!plan.stored) return;
     const auto give_up = [this] { return this->run().closed() || this->run().stop_if_due(clock().now()); };
-    checkpoint_.emplace(*options.checkpoint.store(), *options.checkpoint.types(), plan.keyed, keys_, give_up);
+    checkpoint_.emplace(*options.checkpoint.store(), *options.checkpoint.types(), plan.keyed, keys_, this->size(),
+                        give_up);
   }
 
   Records& records() noexcept { return records_; }

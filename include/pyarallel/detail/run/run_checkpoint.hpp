@@ -38,14 +38,15 @@ inline std::unique_ptr<CheckpointSession> open_checkpoint(CheckpointStore& store
 class RunCheckpoint {
  public:
   /// Opens the store, and throws what that throws. `keyed`: items have a key in `keys` before they come here; else they
-  /// are known by their position. `give_up`: as for CheckpointStore::open().
+  /// are known by their position. `items`: how many there will be, if that is known. `give_up`: as for
+  /// CheckpointStore::open().
   RunCheckpoint(CheckpointStore& store, const CheckpointTypes& types, bool keyed, const std::vector<ItemKey>& keys,
-                const std::function<bool()>& give_up)
+                std::size_t items, const std::function<bool()>& give_up)
       : session_(open_checkpoint(store, types, keyed, give_up)),
         types_(types),
         keyed_(keyed),
         keys_(keys),
-        seen_(0, KeyHash{keys}, SameKey{keys}) {}
+        seen_(keyed ? items : 0, KeyHash{keys}, SameKey{keys}) {}
 
   /// Makes the item's result in `place` if there is one. False if not: then the item is remembered in `slot` until
   /// add(). CheckpointError if the item has no key, or another one's, or if its result cannot be decoded.
