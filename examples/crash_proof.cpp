@@ -25,6 +25,7 @@
 
 #include "support/receipts.hpp"
 #include "support/stopwatch.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
@@ -121,12 +122,10 @@ int parse_all(const fs::path& top, bool are_samples) {
 }
 
 int parse_samples() {
-  struct TemporaryDirectory {
-    std::string path = (fs::temp_directory_path() / "crash_proof.XXXXXX").string();
-    ~TemporaryDirectory() { fs::remove_all(path); }
-  } top;
-  if (::mkdtemp(top.path.data()) == nullptr) throw std::runtime_error("there is no place for " + top.path);
-  const auto write = [&](const std::string& name, const std::string& text) { std::ofstream(top.path + name) << text; };
+  const demo::TemporaryFolder top;
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::ofstream(top.path().string() + name) << text;
+  };
   for (std::size_t n = 0; n < good_samples; ++n) write(fmt::format("/good {}", n), fmt::format("{} (1 3*5) # ok\n", n));
   write("/crash: null pointer", "1) 2");
   write("/crash: stack overflow", std::string(10'000'000, '('));
@@ -134,7 +133,7 @@ int parse_samples() {
   write("/hang", "# without an end of line");
   write("/memory", "999999999999*1");
   write("/throw", "99999999999999999999");
-  return parse_all(top.path, true);
+  return parse_all(top.path(), true);
 }
 
 }  // namespace

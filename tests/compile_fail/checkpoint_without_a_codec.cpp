@@ -8,6 +8,5 @@
 int main() {
   const std::vector<std::string> items{"a", "b"};
   const std::shared_ptr<pyarallel::CheckpointStore> store;
-  pyarallel::parallel_map([](const std::string& item) { return std::string_view{item}; }, items,
-                          {.checkpoint = store});
+  pyarallel::parallel_map([](const std::string& item) { return std::string_view{item}; }, items, {.checkpoint = store});
 }

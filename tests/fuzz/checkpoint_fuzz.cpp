@@ -27,6 +27,7 @@
 #include <variant>
 #include <vector>
 
+#include "../support/folder.hpp"
 #include "input.hpp"
 
 using namespace pyarallel;
@@ -84,31 +85,19 @@ struct Files {
   bool operator==(const Files&) const = default;
 };
 
-class Folder {
+class Folder : public support::Folder {
  public:
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "checkpoint_fuzz-XXXXXX").string();
-    fuzz::expect(::mkdtemp(name.data()) != nullptr, "the fuzzer has no folder");
-    path_ = name;
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  ~Folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-
-  std::filesystem::path file() const { return path_ / "run.ckpt"; }
+  std::filesystem::path file() const { return *this / "run.ckpt"; }
 
   void put(const Files& files) const {
     clear();
-    fuzz::write_file(file(), files.main);
-    if (!files.log.empty()) fuzz::write_file(beside("-wal"), files.log);
-    if (!files.journal.empty()) fuzz::write_file(beside("-journal"), files.journal);
+    support::write_file(file(), files.main);
+    if (!files.log.empty()) support::write_file(beside("-wal"), files.log);
+    if (!files.journal.empty()) support::write_file(beside("-journal"), files.journal);
   }
 
   Files get() const {
-    return {fuzz::read_file(file()), fuzz::read_file(beside("-wal")), fuzz::read_file(beside("-journal"))};
+    return {support::content_of(file()), support::content_of(beside("-wal")), support::content_of(beside("-journal"))};
   }
 
   void clear() const {
@@ -116,9 +105,6 @@ class Folder {
   }
 
   std::string beside(const char* suffix) const { return file().string() + suffix; }
-
- private:
-  std::filesystem::path path_;
 };
 
 const Folder& folder() {
@@ -501,8 +487,8 @@ void try_input(fuzz::Input input) {
 void write_seeds(const std::filesystem::path& seeds) {
   int number = 0;
   const auto add = [&](const Kind& kind, std::string_view rest) {
-    fuzz::write_file(seeds / ("checkpoint-" + std::to_string(number++)),
-                     std::string{static_cast<char>(byte_of(kind))} + std::string(rest));
+    support::write_file(seeds / ("checkpoint-" + std::to_string(number++)),
+                        std::string{static_cast<char>(byte_of(kind))} + std::string(rest));
   };
   for (const bool keyed : {false, true}) {
     const auto& files = samples(keyed).files;

@@ -23,6 +23,7 @@
 #include <variant>
 #include <vector>
 
+#include "../support/folder.hpp"
 #include "input.hpp"
 
 using namespace pyarallel;
@@ -156,7 +157,7 @@ template <class T>
 void add_seed(const std::filesystem::path& folder, std::size_t decoder, const T& value) {
   std::string seed{static_cast<char>(decoder)};
   seed += fuzz::text_of(encoded(value));
-  fuzz::write_file(folder / ("codec-" + std::to_string(decoder)), seed);
+  support::write_file(folder / ("codec-" + std::to_string(decoder)), seed);
 }
 
 void write_seeds(const std::filesystem::path& folder) {

@@ -6,12 +6,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <span>
-#include <string>
 #include <string_view>
-#include <system_error>
 
 namespace fuzz {
 
@@ -60,25 +56,6 @@ inline std::span<const std::byte> bytes_of(std::string_view text) { return std::
 
 inline std::string_view text_of(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
-/// Empty if there is no such file.
-inline std::string read_file(const std::filesystem::path& path) {
-  std::error_code none;
-  const auto size = std::filesystem::file_size(path, none);
-  if (none) return {};
-  std::string content(static_cast<std::size_t>(size), '\0');
-  std::ifstream file{path, std::ios::binary};
-  file.read(content.data(), static_cast<std::streamsize>(content.size()));
-  expect(file.good(), "the fuzzer cannot read its files");
-  return content;
-}
-
-inline void write_file(const std::filesystem::path& path, std::string_view content) {
-  std::ofstream file{path, std::ios::binary};
-  file.write(content.data(), static_cast<std::streamsize>(content.size()));
-  file.close();
-  expect(file.good(), "the fuzzer cannot write its files");
 }
 
 /// The folder of `--seeds=FOLDER`, which asks a target to write inputs to begin with and to end. (libFuzzer leaves

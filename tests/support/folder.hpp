@@ -9,6 +9,8 @@
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <system_error>
 
 namespace support {
 
@@ -40,12 +42,13 @@ class Folder {
   std::filesystem::path path_;
 };
 
+/// Empty if there is no such file.
 inline std::string content_of(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-inline void write_file(const std::filesystem::path& path, const std::string& content) {
+inline void write_file(const std::filesystem::path& path, std::string_view content) {
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file << content;
   if (!file.flush()) throw std::runtime_error("cannot write " + path.string());
