@@ -650,6 +650,27 @@ TEST_CASE("K5 the deadline binds during a long run of hits, and so does a stop")
   });
 }
 
+TEST_CASE("B2 what a callback throws at a hit leaves the call, and no later one runs") {
+  const Watchdog watchdog;
+  for_each_way([](IntOptions options) {
+    const Folder folder;
+    options.checkpoint = sqlite_checkpoint(folder / "run.ckpt");
+    const Counting fn;
+    CHECK(parallel_map(fn, numbers(10), options).ok());
+    fn.take();
+    int calls = 0;
+    options.on_result = [&](const ItemResult<int>& item) {
+      ++calls;
+      if (item.index == 4) throw Boom("callback");
+    };
+    CHECK_THROWS_AS(parallel_map(fn, numbers(20), options), Boom);
+    CHECK(calls == 5);
+    CHECK(fn.take().empty());
+    options.on_result = {};
+    CHECK(list_of(parallel_map(fn, numbers(10), options)) == tenfold(10));
+  });
+}
+
 TEST_CASE("K5 a run with nothing left to do starts no worker") {
   const Watchdog watchdog;
   const Folder folder;

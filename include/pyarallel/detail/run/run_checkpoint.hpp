@@ -1,13 +1,16 @@
 // A run and its checkpoint: which items have a result already, and how new ones are kept.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <unordered_set>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -46,7 +49,7 @@ class RunCheckpoint {
         types_(types),
         keyed_(keyed),
         keys_(keys),
-        seen_(keyed ? items : 0, KeyHash{keys}, SameKey{keys}) {}
+        seen_(keyed ? std::min(items, most_expected) : 0, KeyHash{keys}, SameKey{keys}) {}
 
   /// Makes the item's result in `place` if there is one. False if not: then the item is remembered in `slot` until
   /// add(). CheckpointError if the item has no key, or another one's, or if its result cannot be decoded.
@@ -90,6 +93,8 @@ class RunCheckpoint {
   void leave_to_parent() noexcept { session_->leave_to_parent(); }
 
  private:
+  static constexpr std::size_t most_expected = std::size_t{1} << 20;  // the input may end long before its end
+
   ItemKey key_of(std::size_t index) const { return keyed_ ? keys_[index] : ItemKey{static_cast<std::int64_t>(index)}; }
 
   void check_key(std::size_t index) {
