@@ -122,6 +122,8 @@ class Database {
     sqlite3_busy_timeout(database, 5'000);
     execute("PRAGMA cell_size_check = ON");
   }
+  Database(const Database&) = delete;
+  Database& operator=(const Database&) = delete;
 
   const std::filesystem::path& path() const noexcept { return path_; }
 
