@@ -24,6 +24,8 @@
 
 #include "support/catch.hpp"
 #include "support/folder.hpp"
+#include "support/refusal.hpp"
+#include "support/text.hpp"
 #include "support/watchdog.hpp"
 
 using namespace pyarallel;
@@ -57,17 +59,8 @@ bool is_right(const MapResult<std::string>& result) {
   return result.ok() && std::ranges::all_of(result, [&](const std::string& text) { return text == tenfold(item++); });
 }
 
-bool says(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
-/// What the code throws as CheckpointError; empty if it throws none.
-std::string refusal(const std::function<void()>& code) {
-  try {
-    code();
-  } catch (const CheckpointError& error) {
-    return error.what();
-  }
-  return {};
-}
+using support::refusal;
+using support::says;
 
 /// Changes a file as another program would.
 void execute_sql(const fs::path& path, const std::string& sql) {

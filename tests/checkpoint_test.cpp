@@ -33,6 +33,8 @@
 #include "support/catch.hpp"
 #include "support/fake_clock.hpp"
 #include "support/folder.hpp"
+#include "support/refusal.hpp"
+#include "support/text.hpp"
 #include "support/wait.hpp"
 #include "support/watchdog.hpp"
 
@@ -70,18 +72,8 @@ Ints attempts_of(const MapResult<R>& result) {
   return all;
 }
 
-bool says(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
-/// What the call throws as CheckpointError; empty if it throws none.
-template <class Code>
-std::string refusal(Code code) {
-  try {
-    code();
-  } catch (const CheckpointError& error) {
-    return error.what();
-  }
-  return {};
-}
+using support::refusal;
+using support::says;
 
 /// A function that counts its calls, and which items it was called with.
 class Counting {

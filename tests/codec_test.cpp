@@ -23,19 +23,14 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/encoded.hpp"
 
 using pyarallel::Bytes;
 using pyarallel::Codec;
 using pyarallel::Serializable;
+using support::encoded;
 
 namespace {
-
-template <class T>
-Bytes encoded(const T& value) {
-  Bytes bytes;
-  Codec<T>::encode(value, bytes);
-  return bytes;
-}
 
 template <class T>
 T decoded(const Bytes& bytes) {

@@ -37,6 +37,7 @@
 #include "support/catch.hpp"
 #include "support/child.hpp"
 #include "support/shared.hpp"
+#include "support/text.hpp"
 #include "support/wait.hpp"
 #include "support/watchdog.hpp"
 
@@ -201,7 +202,7 @@ std::string complaint(Code code) {
   return {};
 }
 
-bool says(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+using support::says;
 
 std::ptrdiff_t open_descriptors() {
   return std::distance(std::filesystem::directory_iterator{"/proc/self/fd"}, std::filesystem::directory_iterator{});

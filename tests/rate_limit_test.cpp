@@ -20,6 +20,7 @@
 #include "support/catch.hpp"
 #include "support/fake_clock.hpp"
 #include "support/meanwhile.hpp"
+#include "support/text.hpp"
 #include "support/wait.hpp"
 #include "support/watchdog.hpp"
 
@@ -78,7 +79,7 @@ std::string complaint(Code code) {
   return {};
 }
 
-bool says(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+using support::says;
 
 struct Granted {
   TimePoint due;

@@ -24,6 +24,7 @@
 #include "support/catch.hpp"
 #include "support/fake_clock.hpp"
 #include "support/meanwhile.hpp"
+#include "support/text.hpp"
 #include "support/wait.hpp"
 #include "support/watchdog.hpp"
 
@@ -111,7 +112,7 @@ bool finds(const Error& error, const std::string& text) {
   return std::ranges::any_of(chain(error), [&](const Error& e) { return e.is<E>() && e.what() == text; });
 }
 
-bool says(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+using support::says;
 
 }  // namespace
 

@@ -45,21 +45,19 @@ class SqliteSession final : public CheckpointSession {
     const auto id = index_.find(key);
     if (!id) return std::nullopt;
     // One transaction for many, because to begin one takes longer than to look.
-    if (!database_.in_transaction()) execute(begin_);
+    if (!database_.in_transaction()) begin_.execute();
     select_.reset();
     select_.bind(1, *id);
     if (!select_.step()) return std::nullopt;
     const auto row = read_row(select_);
-    if (!row || (!std::holds_alternative<std::monostate>(row->key) && row->key != key)) {
-      throw damaged(database_.path(), fmt::format("row {} is not as it was written", *id));
-    }
+    if (!row || row->key != stored_key(key)) throw damaged_row(database_.path(), *id);
     if (row->item != item) return std::nullopt;
     return row->result;
   }
 
   void add(const ItemKey& key, const ItemFingerprint& item, std::span<const std::byte> result) override {
     if (!writes_) begin_to_write();
-    const CheckpointRow row{.id = index_.id_for(key), .key = keyed_ ? key : ItemKey{}, .item = item, .result = result};
+    const CheckpointRow row{.id = index_.id_for(key), .key = stored_key(key), .item = item, .result = result};
     const Checksum checksum = checksum_of(row);
     insert_.bind(1, row.id);
     if (const auto* text = std::get_if<std::string>(&row.key)) {
@@ -70,7 +68,7 @@ class SqliteSession final : public CheckpointSession {
     insert_.bind(3, row.item);
     insert_.bind(4, row.result);
     insert_.bind(5, checksum);
-    execute(insert_);
+    insert_.execute();
   }
 
   void commit() override {
@@ -79,7 +77,7 @@ class SqliteSession final : public CheckpointSession {
     const auto begun = Clock::now();
     select_.reset();
     writes_ = false;
-    execute(commit_);
+    commit_.execute();
     if (flushes_) next_flush_ = Clock::now() + 10 * (Clock::now() - begun);
   }
 
@@ -101,23 +99,21 @@ class SqliteSession final : public CheckpointSession {
     return Database{path, Database::Access::write};
   }
 
+  /// A position is the row's id.
+  ItemKey stored_key(const ItemKey& key) const { return keyed_ ? key : ItemKey{}; }
+
   /// Every commit is in the log when it returns, where the death of the process cannot harm it. Against a loss of power
   /// the disk must have it too, which takes long: so the disk is waited for as often as that costs a tenth of the
   /// time, and a result that comes alone is on the disk at once.
   void begin_to_write() {
     select_.reset();
     // What began as a look may see an old state, if somebody else has written meanwhile.
-    if (database_.in_transaction()) execute(commit_);
+    if (database_.in_transaction()) commit_.execute();
     const bool flush = Clock::now() >= next_flush_;
     if (flush != flushes_) database_.execute(flush ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL");
     flushes_ = flush;
-    execute(begin_to_write_);
+    begin_to_write_.execute();
     writes_ = true;
-  }
-
-  static void execute(Statement& statement) {
-    statement.step();
-    statement.reset();
   }
 
   const bool keyed_;

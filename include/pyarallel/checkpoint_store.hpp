@@ -7,12 +7,15 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <new>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "pyarallel/codec.hpp"
+#include "pyarallel/detail/fmt.hpp"
 #include "pyarallel/detail/type_text.hpp"
 #include "pyarallel/status.hpp"
 
@@ -109,7 +112,8 @@ class CheckpointArg {
   CheckpointArg() = default;
 
   template <class Store>
-    requires(std::convertible_to<Store, std::shared_ptr<CheckpointStore>> && Serializable<T> && Serializable<R>)
+    requires(std::convertible_to<Store, std::shared_ptr<CheckpointStore>> &&
+             detail::checkpoint_has_a_Codec_for_item_and_result<T, R>)
   explicit(false) CheckpointArg(Store&& store)
       : store_(std::forward<Store>(store)), types_(&detail::checkpoint_types<T, R>) {}
 

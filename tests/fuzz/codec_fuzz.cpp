@@ -23,10 +23,12 @@
 #include <variant>
 #include <vector>
 
+#include "../support/encoded.hpp"
 #include "../support/folder.hpp"
 #include "input.hpp"
 
 using namespace pyarallel;
+using support::encoded;
 
 namespace {
 
@@ -90,13 +92,6 @@ enum class Order {
   sorted,   // keys are put in order, and double ones left out
   any,      // equal values may be encoded differently
 };
-
-template <class T>
-Bytes encoded(const T& value) {
-  Bytes bytes;
-  Codec<T>::encode(value, bytes);
-  return bytes;
-}
 
 template <class T>
 T decoded_whole(const Bytes& bytes) {

@@ -48,6 +48,7 @@
 #include "meanwhile.hpp"
 #include "shared.hpp"
 #include "single_pass.hpp"
+#include "text.hpp"
 #include "wait.hpp"
 #include "watchdog.hpp"
 
@@ -165,8 +166,6 @@ template <class R>
 std::vector<R> list_of(const MapResult<R>& result) {
   return std::vector<R>(result.begin(), result.end());
 }
-
-inline bool says(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
 
 struct Boom : std::runtime_error {
   using runtime_error::runtime_error;

@@ -57,9 +57,9 @@ struct CheckpointHeader {
 inline std::string_view key_mode(bool keyed) { return keyed ? "item_key" : "position"; }
 
 // What is in sqlite_master, to the letter.
-inline constexpr std::string_view create_meta =
+inline constexpr const char* create_meta =
     "CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID";
-inline constexpr std::string_view create_results =
+inline constexpr const char* create_results =
     "CREATE TABLE results(id INTEGER PRIMARY KEY, key, item BLOB NOT NULL, result BLOB NOT NULL, checksum BLOB NOT "
     "NULL)";
 
@@ -141,8 +141,9 @@ class RowIndex {
   /// The id for a row of this key: its own, if there is one already. (A new one need not be known: a run asks for each
   /// key once.)
   std::int64_t id_for(const ItemKey& key) {
-    if (keyed_) return find(key).value_or(highest_ + 1 + added_++);
-    return std::get<std::int64_t>(key);
+    if (!keyed_) return std::get<std::int64_t>(key);
+    if (const auto known = find(key)) return *known;
+    return ++highest_;
   }
 
   /// A row of the file. False if it cannot be one of ours.
@@ -169,8 +170,7 @@ class RowIndex {
   };
 
   bool keyed_;
-  std::int64_t highest_ = -1;  // of the file, when it was opened
-  std::int64_t added_ = 0;
+  std::int64_t highest_ = -1;
   std::unordered_map<SipHash128::Digest, std::int64_t, FirstBytes> ids_;  // where rows have keys
 };
 
@@ -181,9 +181,7 @@ inline RowIndex read_rows(Database& database, bool keyed, const std::function<bo
   Statement select = database.prepare(select_row);
   for (std::size_t rows = 1; select.step(); ++rows) {
     const auto row = read_row(select);
-    if (!row || !index.add(*row)) {
-      throw damaged(database.path(), fmt::format("row {} is not as it was written", select.number(0)));
-    }
+    if (!row || !index.add(*row)) throw damaged_row(database.path(), select.number(0));
     if (rows % rows_between_looks == 0 && give_up()) break;
   }
   return index;
@@ -208,8 +206,8 @@ inline CheckpointHeader read_header(Database& database) {
     objects[schemas.maybe_text(0).value_or("")] =
         schemas.maybe_text(1).value_or("") + ": " + schemas.maybe_text(2).value_or("");
   }
-  const std::map<std::string, std::string> expected{{"meta", "table: " + std::string(create_meta)},
-                                                    {"results", "table: " + std::string(create_results)}};
+  const std::map<std::string, std::string> expected{{"meta", std::string("table: ") + create_meta},
+                                                    {"results", std::string("table: ") + create_results}};
   if (objects != expected) throw damaged(path, "its schema is another one");
   std::map<std::string, std::string> meta;
   Statement select = database.prepare("SELECT name, value FROM meta");
@@ -276,12 +274,14 @@ inline bool has_content(const std::filesystem::path& path) {
 /// leaves none, or one that the next takes away. The caller holds the file's lock.
 inline void create_checkpoint(const std::filesystem::path& path, const CheckpointHeader& header) {
   const std::string made = path.string() + "-new";
-  const auto remove_with_log = [](const std::string& name, bool log_only) {
-    // A log that is left of a database that was deleted would be taken for the new one's.
+  const auto remove_logs = [](const std::string& name) {
     for (const char* const suffix : {"-wal", "-shm", "-journal"}) ::unlink((name + suffix).c_str());
-    if (!log_only) ::unlink(name.c_str());
   };
-  remove_with_log(made, false);
+  const auto remove_made = [&] {
+    remove_logs(made);
+    ::unlink(made.c_str());
+  };
+  remove_made();
   {
     const Descriptor file{::open(made.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)};
     if (!file) throw checkpoint_error(path, "it cannot be made: {}", text_of_errno(errno));
@@ -290,16 +290,14 @@ inline void create_checkpoint(const std::filesystem::path& path, const Checkpoin
     Database database{made, Database::Access::write};
     database.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN");
     database.execute(
-        fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}", checkpoint_application, checkpoint_schema)
-            .c_str());
-    database.execute(std::string(create_meta).c_str());
-    database.execute(std::string(create_results).c_str());
+        fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}", checkpoint_application, checkpoint_schema));
+    database.execute(create_meta);
+    database.execute(create_results);
     Statement insert = database.prepare("INSERT INTO meta VALUES(?, ?)");
     const auto add = [&](std::string_view name, std::string_view value) {
       insert.bind(1, name);
       insert.bind(2, value);
-      insert.step();
-      insert.reset();
+      insert.execute();
     };
     add("version", header.version);
     add("result_type", header.identity.result_type);
@@ -308,13 +306,13 @@ inline void create_checkpoint(const std::filesystem::path& path, const Checkpoin
     add("codec", std::to_string(header.identity.codec_version));
     database.execute("COMMIT");
   } catch (...) {
-    remove_with_log(made, false);
+    remove_made();
     throw;
   }
-  remove_with_log(path.string(), true);
+  remove_logs(path.string());  // of a database that was deleted: they would be taken for the new one's
   if (std::rename(made.c_str(), path.c_str()) != 0) {
     const int error = errno;
-    remove_with_log(made, false);
+    remove_made();
     throw checkpoint_error(path, "it cannot be made: {}", text_of_errno(error));
   }
   const auto folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");

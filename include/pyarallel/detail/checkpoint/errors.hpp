@@ -1,6 +1,7 @@
 // What can be wrong with a checkpoint file, as text that says which file, and what to do.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -26,6 +27,10 @@ inline CheckpointError no_checkpoint(const std::filesystem::path& path) {
 inline CheckpointError damaged(const std::filesystem::path& path, std::string_view how) {
   return checkpoint_error(path, "it is damaged ({}); restore it from a copy, or delete it to compute everything again",
                           how);
+}
+
+inline CheckpointError damaged_row(const std::filesystem::path& path, std::int64_t id) {
+  return damaged(path, fmt::format("row {} is not as it was written", id));
 }
 
 /// "No such file or directory"

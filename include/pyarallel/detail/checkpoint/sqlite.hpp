@@ -58,6 +58,11 @@ class Statement {
   }
   /// From the beginning, with the same parameters.
   void reset() noexcept { sqlite3_reset(get()); }
+  /// The whole of it, where no rows are wanted.
+  void execute() {
+    step();
+    reset();
+  }
 
   std::int64_t number(int column) const { return sqlite3_column_int64(get(), column); }
   /// Nothing if it is something else.
@@ -134,8 +139,8 @@ class Database {
     return none ? 0 : size;
   }
 
-  void execute(const char* sql) {
-    if (sqlite3_exec(database_.get(), sql, nullptr, nullptr, nullptr) == SQLITE_OK) return;
+  void execute(const std::string& sql) {
+    if (sqlite3_exec(database_.get(), sql.c_str(), nullptr, nullptr, nullptr) == SQLITE_OK) return;
     throw sqlite_error(path_, database_.get());
   }
   Statement prepare(std::string_view sql) { return {database_.get(), path_, sql}; }
