@@ -11,6 +11,7 @@
 #include "pyarallel/codec.hpp"
 #include "pyarallel/detail/parallelism.hpp"
 #include "pyarallel/detail/process/shared_memory.hpp"
+#include "pyarallel/remote_executor.hpp"
 
 namespace pyarallel {
 
@@ -52,6 +53,8 @@ class Crew;
 using MakeCrew = std::unique_ptr<Crew>(const Plan& plan, const ForkedJob& job);
 /// In process/crew.hpp. Named only where a call may fork, so that others need not compile what is behind it.
 std::unique_ptr<Crew> make_forked_crew(const Plan& plan, const ForkedJob& job);
+/// In remote/crew.hpp, which comes with whatever makes a RemoteExecutor.
+std::unique_ptr<Crew> make_remote_crew(const Plan& plan, const ForkedJob& job);
 
 // Not constexpr on purpose: a constant `.executor = Executor::process` that cannot work stops compiling here.
 inline void executor_process_needs_a_Codec_for_the_type_that_the_function_returns() {}
@@ -59,9 +62,10 @@ inline void executor_process_needs_a_system_with_fork() {}
 
 }  // namespace detail
 
-/// What `.executor =` takes: a constant, checked at compile time, or runtime(...), checked at the call.
-/// `Executor::process` needs a result type R that is Serializable.
-template <class R>
+/// What `.executor =` takes: a constant, checked at compile time, runtime(...), checked at the call, or a RemoteExecutor,
+/// which must outlive the call. `Executor::process` needs a result type R that is Serializable; a RemoteExecutor an item
+/// type T, too.
+template <class R, class T = R>
 class ExecutorArg {
  public:
   constexpr ExecutorArg() = default;
@@ -78,6 +82,17 @@ class ExecutorArg {
     if constexpr (PYARALLEL_HAS_FORK) make_crew_ = &detail::make_forked_crew;
   }
 
+  ExecutorArg(RemoteExecutor& executor) : executor_(executor.kind()), remote_(&executor) {
+    static_assert(Serializable<T>,
+                  "pyarallel: items are sent to other machines, and there is no Codec for their type; specialise "
+                  "pyarallel::Codec for it");
+    static_assert(Serializable<R>,
+                  "pyarallel: results come from other machines, and there is no Codec for the type that the function "
+                  "returns; specialise pyarallel::Codec for it");
+    if constexpr (PYARALLEL_HAS_FORK) make_crew_ = &detail::make_forked_crew;
+    if (!executor.is_local()) make_crew_ = &detail::make_remote_crew;
+  }
+
   /// nullopt: not said. std::invalid_argument for what cannot be done.
   std::optional<Executor> get() const {
     if (executor_ == Executor::process) {
@@ -92,10 +107,13 @@ class ExecutorArg {
     }
     return executor_;
   }
+  /// Null: none was said.
+  RemoteExecutor* remote() const noexcept { return remote_; }
   detail::MakeCrew* make_crew() const noexcept { return make_crew_; }
 
  private:
   std::optional<Executor> executor_;
+  RemoteExecutor* remote_ = nullptr;
   detail::MakeCrew* make_crew_ = nullptr;
 };
 

@@ -84,7 +84,7 @@ struct Options {
 template <class T, class R>
 struct MapOptions {
   std::optional<std::size_t> workers = {};  ///< >= 1; 1 with threads: in the calling thread, in order.
-  ExecutorArg<R> executor = {};             ///< Default: thread.
+  ExecutorArg<R, T> executor = {};          ///< Default: thread.
   std::optional<RateLimitArg> rate_limit = {};
   std::optional<Retry> retry = {};
   std::optional<Batch> batch = {};
@@ -108,7 +108,7 @@ struct MapOptions {
 template <class T, class R>
 struct StreamOptions {
   std::optional<std::size_t> workers = {};
-  ExecutorArg<R> executor = {};
+  ExecutorArg<R, T> executor = {};
   std::optional<RateLimitArg> rate_limit = {};
   std::optional<Retry> retry = {};
   std::optional<Batch> batch = {};       ///< `size` counts results that the consumer has not left behind yet, too.

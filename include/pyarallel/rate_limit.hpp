@@ -73,6 +73,9 @@ enum class Grant { granted, too_late, stopped };
 /// One token for an attempt of a run: as Limiter::try_acquire_for, and says why not.
 Grant acquire(const Limiter& limiter, TimePoint latest, const std::stop_token& stop);
 
+/// The bucket behind a Limiter, for who cannot wait inside acquire().
+Bucket& bucket_behind(const Limiter& limiter) noexcept;
+
 }  // namespace detail
 
 /// The shareable runtime of a RateLimit: copies share one budget, across threads, calls and forked
@@ -135,6 +138,7 @@ class Limiter {
 
  private:
   friend detail::Grant detail::acquire(const Limiter&, detail::TimePoint, const std::stop_token&);
+  friend detail::Bucket& detail::bucket_behind(const Limiter&) noexcept;
 
   Limiter(const RateLimit& rate, std::shared_ptr<detail::Bucket> bucket) : rate_(rate), bucket_(std::move(bucket)) {}
 
@@ -170,6 +174,8 @@ class Limiter {
 inline detail::Grant detail::acquire(const Limiter& limiter, TimePoint latest, const std::stop_token& stop) {
   return limiter.acquire(clock().now(), latest, stop, 1);
 }
+
+inline detail::Bucket& detail::bucket_behind(const Limiter& limiter) noexcept { return *limiter.bucket_; }
 
 namespace detail {
 

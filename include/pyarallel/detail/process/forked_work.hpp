@@ -9,6 +9,7 @@
 #include <exception>
 #include <memory>
 #include <span>
+#include <string_view>
 
 #include "pyarallel/detail/function_ref.hpp"
 #include "pyarallel/detail/parallelism.hpp"
@@ -21,6 +22,7 @@
 #include "pyarallel/detail/run/run.hpp"
 #include "pyarallel/detail/run/run_state.hpp"
 #include "pyarallel/detail/run/workplace.hpp"
+#include "pyarallel/remote_executor.hpp"
 
 namespace pyarallel::detail {
 
@@ -34,6 +36,9 @@ struct ForkedJob {
   bool sends_items = false;     // the driver reads the items, and sends them encoded
   bool one_by_one = false;      // each item goes through the attempt loop, and its outcome is told at once
   int watchers = 0;             // how many workers may look out for work before they sleep
+  // On other machines:
+  RemoteFunction function = {};
+  std::string_view call = {};
 };
 
 /// A worker, as its items see it.
@@ -77,6 +82,8 @@ class ForkedWork {
 
   /// Pulls an item, where the driver does that.
   virtual Pull admit(AdmittedItem& item) = 0;
+  /// An item that was admitted, encoded again; valid until the next one is. Throws what encoding throws.
+  virtual std::span<const std::byte> encode(std::size_t place) = 0;
   /// There will be no more.
   virtual bool all_admitted() = 0;
   /// And all are settled.
@@ -116,7 +123,7 @@ inline ForkedJob make_forked_job(const Plan& plan, bool by_index, bool claims, b
   job.size = size;
   job.workers = std::min(workers, most_workers);
   job.claims = claims;
-  job.sends_items = !by_index;
+  job.sends_items = !by_index || plan.remote != nullptr;
   job.one_by_one = !job.claims || plan.measured();
   if (job.one_by_one) job.watchers = static_cast<int>(cpus_of_affinity()) - 1;  // one is for the driver
   if (job.claims) {
@@ -124,6 +131,11 @@ inline ForkedJob make_forked_job(const Plan& plan, bool by_index, bool claims, b
     return job;
   }
   std::size_t window = plan.window > 0 ? plan.window : 2 * job.workers;
+  if (plan.remote != nullptr) {
+    job.one_by_one = plan.measured();
+    // Nobody can tell how far such input was looked at, so as much as is worth it is on its way.
+    if (by_index && plan.window == 0 && !plan.measured() && !plan.may_stop_early()) window = most_window;
+  }
   if (sized) window = std::min(window, size);
   job.entries = std::clamp<std::size_t>(window, 1, most_window);
   if (job.sends_items) {

@@ -158,6 +158,9 @@ class Admission {
   }
 
   bool may_admit() {
+    if constexpr (items_arrive<Items>) {
+      if (!runner_.items().ready()) return false;
+    }
     return !runner_.run().closed() && !(runner_.plan().timeout && runner_.run().stop_if_due(clock().now()));
   }
 

@@ -23,6 +23,7 @@ MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>
                 "pyarallel: what the function returns must be movable; return a std::unique_ptr to it instead");
   using Runner = MapRunner<R, Items, Invoke>;
   const Plan plan = make_plan(options, Runner::takes_task);
+  if (options.executor.remote() != nullptr) options.executor.remote()->check(remote_function(invoke.fn));
   if (std::ranges::sized_range<Items> && known_size(items) == 0) {
     // A checkpoint that cannot be used is an error whatever the input.
     const auto never = [] { return false; };
@@ -39,7 +40,7 @@ MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>
     return run.runner().finish(run.exhausted());
   };
   if constexpr (Serializable<R>) {
-    if (plan.forks()) return run_to_the_end(ForkedRun<Runner, Items>{items, invoke, options, plan});
+    if (plan.has_crew()) return run_to_the_end(ForkedRun<Runner, Items>{items, invoke, options, plan});
   }
   if constexpr (IndexedInput<Items>) {
     if (!plan.driver_looks()) {

@@ -70,6 +70,9 @@ class Driver {
     shift_.reset();
   }
 
+  /// drive() waits no longer than this, which may change under way: somebody else wants a look now and then.
+  void look_again_at(const TimePoint& due) noexcept { look_again_at_ = &due; }
+
   /// There is work again for workers that found none and left (any worker).
   void call_again() {
     if (job_ != nullptr) ThreadPool::instance().call_again(*job_);
@@ -115,6 +118,7 @@ class Driver {
         if (run_.stop_if_due(now)) continue;
         due = std::min(run_.deadline(), run_.stop_late_attempts(now));
       }
+      if (look_again_at_ != nullptr) due = std::min(due, *look_again_at_);
       if (admitted == admitted_at_once) due = TimePoint::min();  // there may be room for more
       workplace.collect(outcomes_, closed || until_left, due);
       settle(outcomes_);
@@ -156,6 +160,7 @@ class Driver {
   std::optional<Shift> shift_;
   ThreadPool::Job* job_ = nullptr;
   std::vector<Resolved> outcomes_;
+  const TimePoint* look_again_at_ = nullptr;
 };
 
 }  // namespace pyarallel::detail

@@ -21,6 +21,7 @@
 #include "pyarallel/codec.hpp"
 #include "pyarallel/detail/parallelism.hpp"
 #include "pyarallel/detail/process/forked_work.hpp"
+#include "pyarallel/detail/remote/remote_call.hpp"
 #include "pyarallel/detail/run/admission.hpp"
 #include "pyarallel/detail/run/map_runner.hpp"
 #include "pyarallel/detail/run/raw_array.hpp"
@@ -45,11 +46,11 @@ class ForkedRun final : private ForkedWork {
 
   template <class Invoke>
   ForkedRun(Items& items, Invoke& invoke, const typename Runner::Options& options, const Plan& plan)
-      : job_(job_for(items, plan)),
+      : job_(job_for(items, invoke, plan)),
         crew_(plan.make_crew(plan, job_)),
         runner_(items, invoke, options, plan,
-                {.memory = in_place ? Memory::shared : Memory::own,
-                 .receipts = job_.one_by_one || (plan.chunk > 0 && plan.chunk <= few),
+                {.memory = in_place && plan.remote == nullptr ? Memory::shared : Memory::own,
+                 .receipts = job_.one_by_one || (job_.claims && plan.chunk > 0 && plan.chunk <= few),
                  .state = &crew_->run_state(),
                  .workplace = crew_.get()}) {
     if constexpr (by_index) first_.emplace(std::ranges::begin(items));
@@ -107,14 +108,24 @@ class ForkedRun final : private ForkedWork {
     if (pull != Pull::placed) return pull;
     auto& slot = admission_->window()[item.place];
     item.index = slot.index;
-    const bool encoded = runner_.driver().guarded([&] {
-      bytes_.clear();
-      if constexpr (!by_index && Serializable<Item>) Codec<Item>::encode(slot.item.get(), bytes_);
-    });
-    item.bytes = bytes_;
-    if (encoded) return pull;
+    item.bytes = {};
+    if (!job_.sends_items || runner_.driver().guarded([&] { item.bytes = encode(item.place); })) return pull;
     admission_->reject(item.place);
     return Pull::none;
+  }
+
+  std::span<const std::byte> encode(std::size_t place) override {
+    bytes_.clear();
+    auto& slot = admission_->window()[place];
+    if constexpr (Serializable<Item>) {
+      if constexpr (by_index) {
+        const auto offset = static_cast<std::iter_difference_t<std::ranges::iterator_t<Items>>>(slot.index);
+        Codec<Item>::encode((*first_)[offset], bytes_);
+      } else {
+        Codec<Item>::encode(slot.item.get(), bytes_);
+      }
+    }
+    return bytes_;
   }
 
   bool all_admitted() override { return admission_->ended(); }
@@ -244,11 +255,20 @@ class ForkedRun final : private ForkedWork {
     std::destroy_at(value);
   }
 
-  static ForkedJob job_for(Items& items, const Plan& plan) {
+  template <class Invoke>
+  static ForkedJob job_for(Items& items, Invoke& invoke, const Plan& plan) {
     require_codec_for_sent_items<Items>();
     const std::size_t size = known_size(items);
-    const bool claims = by_index && Runner::keeps_values_by_index && !plan.driver_looks();
-    return make_forked_job(plan, by_index, claims, Runner::sized, size, Runner::worker_count(plan, size));
+    const bool claims =
+        by_index && Runner::keeps_values_by_index && !plan.driver_looks() && plan.remote == nullptr;
+    ForkedJob job = make_forked_job(plan, by_index, claims, Runner::sized, size, Runner::worker_count(plan, size));
+    if constexpr (Serializable<Item> && requires { invoke.fn; }) {
+      if (plan.remote != nullptr) {
+        job.function = remote_function(invoke.fn);
+        job.call = RemoteCall<R, Items, Invoke>::entry.name();
+      }
+    }
+    return job;
   }
 
   const ForkedJob job_;

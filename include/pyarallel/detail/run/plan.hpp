@@ -17,7 +17,8 @@ namespace pyarallel::detail {
 
 struct Plan {
   Executor executor = Executor::thread;
-  MakeCrew* make_crew = nullptr;  // where the executor needs one
+  RemoteExecutor* remote = nullptr;  // where items run on other machines; `executor` is what those run them with
+  MakeCrew* make_crew = nullptr;     // where the executor needs one
   std::size_t workers = 1;
   std::optional<Limiter> limiter;
   const Retry* retry = nullptr;
@@ -39,9 +40,11 @@ struct Plan {
 
   /// In the calling thread, in input order.
   bool runs_inline() const noexcept {
+    if (remote != nullptr) return false;
     return executor == Executor::sequential || (executor == Executor::thread && workers == 1);
   }
-  bool forks() const noexcept { return executor == Executor::process; }
+  /// Items run in other processes, here or elsewhere.
+  bool has_crew() const noexcept { return executor == Executor::process || remote != nullptr; }
 
   /// An item goes through the attempt loop: something may hold it, repeat it or cut it short.
   bool has_policy() const noexcept { return limiter || retry != nullptr || task_timeout; }
@@ -60,7 +63,7 @@ struct Plan {
 
   /// Each item's attempts and duration are written down (clause R8). Forked workers measure several
   /// items at a time where nothing concerns them singly.
-  bool measured() const noexcept { return has_policy() || driver_looks() || reported || (timeout && !forks()); }
+  bool measured() const noexcept { return has_policy() || driver_looks() || reported || (timeout && !has_crew()); }
 
   /// The run may end while there are items left.
   bool may_stop_early() const noexcept {
@@ -86,6 +89,10 @@ Plan make_plan(const Options& options, bool takes_task) {
   plan.takes_task = takes_task;
   if (options.workers) require(*options.workers >= 1, "workers must be >= 1, got ", *options.workers);
   plan.workers = options.workers.value_or(0);
+  if (RemoteExecutor* const remote = options.executor.remote()) {
+    if (plan.workers == 0) plan.workers = remote->slots();
+    if (!remote->is_local()) plan.remote = remote;
+  }
   if (plan.workers == 0) plan.workers = default_workers(plan.executor);
   if (options.rate_limit) plan.limiter = options.rate_limit->limiter();
   if (options.retry) {
@@ -129,6 +136,10 @@ Plan make_plan(const Options& options, bool takes_task) {
   plan.worker_memory_limit = options.worker_memory_limit;
   plan.stop = options.stop;
   plan.worker_init = options.worker_init;
+  if (plan.remote != nullptr && plan.worker_init) {
+    throw std::invalid_argument(
+        "worker_init cannot be sent to other machines: say it where they are started (mpi: in the options of Cluster)");
+  }
   plan.keyed = static_cast<bool>(options.item_key);
   plan.reported = static_cast<bool>(options.on_progress);
   if constexpr (requires { options.on_result; }) plan.reported = plan.reported || static_cast<bool>(options.on_result);

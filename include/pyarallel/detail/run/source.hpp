@@ -24,6 +24,11 @@ template <class Items>
 inline constexpr bool stays_put =
     std::ranges::forward_range<Items> && std::is_lvalue_reference_v<std::ranges::range_reference_t<Items>>;
 
+/// Items that arrive while the run goes on: the range has a ready(), which says whether asking for the next would tell
+/// anything.
+template <class Items>
+inline constexpr bool items_arrive = false;
+
 /// An item while it is worked on: the element itself where it stays put, else an object made of it.
 template <class Items>
 class Kept {

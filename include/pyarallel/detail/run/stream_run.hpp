@@ -172,7 +172,9 @@ std::unique_ptr<AnyStreamRun<R>> make_stream_run(Items&& items, Invoke invoke,
                 "pyarallel: the elements of a temporary std::initializer_list are gone before the stream reads them; "
                 "use a std::vector");
   if constexpr (Serializable<R>) {
-    if (options.executor.get() == Executor::process) {
+    RemoteExecutor* const remote = options.executor.remote();
+    if (remote != nullptr) remote->check(remote_function(invoke.fn));
+    if (options.executor.get() == Executor::process || (remote != nullptr && !remote->is_local())) {
       require_codec_for_sent_items<std::remove_reference_t<Items>>();
       return std::make_unique<StreamRun<R, Items, Invoke, ForkedRun>>(std::forward<Items>(items), std::move(invoke),
                                                                       options);
