@@ -34,6 +34,9 @@ class ParallelFunction {
   explicit ParallelFunction(F fn, Options defaults = {})
       : said_(std::make_shared<const Said>(std::move(fn), std::move(defaults))) {}
 
+  /// The function that all copies share.
+  const F& target() const noexcept { return said_->fn; }
+
   /// fn(args...)
   template <class... Args>
   std::invoke_result_t<const F&, Args...> operator()(Args&&... args) const {

@@ -341,6 +341,7 @@ class Rank {
     plan.worker_memory_limit = job.worker_memory_limit;
     plan.worker_init = options_.worker_init;
     plan.reported = job.one_by_one;
+    plan.never_inline = true;
     return plan;
   }
 
@@ -377,16 +378,11 @@ class Rank {
             if (!run.run_directly(run_item, false)) break;
           }
         }
-        std::size_t unheard = most_unheard;
         const auto enough = [&] {
-          // Many a function takes less time than a look at what has come.
-          if (plan.runs_inline() && !items_->empty() && ++unheard < pace.items_in(unheard_for, most_unheard)) return false;
-          unheard = 0;
           listen();
-          return !plan.runs_inline() && !items_->empty() && !run.workers_matter();
+          return !items_->empty() && !run.workers_matter();
         };
         run.advance(enough);
-        if (plan.runs_inline() && !items_->ready()) pause_.pass(TimePoint::max());
       }
     }
     run.end();
@@ -418,12 +414,6 @@ class Rank {
       was_busy_ = busy;
     }
 
-    /// How many items fit into so much time, at most.
-    std::size_t items_in(Duration time, std::size_t most) const noexcept {
-      if (pace_ == Duration::zero()) return 1;
-      return std::min(most, static_cast<std::size_t>(time / pace_));
-    }
-
    private:
     Rank& rank_;
     const RankRunner& runner_;
@@ -445,8 +435,7 @@ class Rank {
     if (!out_.empty()) link_.send(rank_0_, out_);
   }
 
-  static constexpr std::size_t most_unheard = 64;
-  static constexpr Duration unheard_for = std::chrono::microseconds{10};
+  static constexpr std::size_t most_unheard = 64;  // items that run between two looks at what has come
 
   Link& link_;
   const std::size_t rank_0_;

@@ -34,13 +34,14 @@ struct Plan {
   bool reported = false;            // on_result or on_progress
   bool takes_task = false;          // fn wants a Task
   bool may_change_threads = false;  // the driver may be one thread now, and another later
+  bool never_inline = false;        // the driver must not be held up by an item
 
   std::optional<std::size_t> max_tasks_per_worker;
   std::optional<std::size_t> worker_memory_limit;
 
   /// In the calling thread, in input order.
   bool runs_inline() const noexcept {
-    if (remote != nullptr) return false;
+    if (remote != nullptr || never_inline) return false;
     return executor == Executor::sequential || (executor == Executor::thread && workers == 1);
   }
   /// Items run in other processes, here or elsewhere.
