@@ -46,7 +46,7 @@ class RankRun final : public RemoteRun {
  public:
   /// `function`: the number of job.function among those served.
   RankRun(Link& link, std::span<const RankPeer> peers, const RemoteJob& job, std::size_t function)
-      : link_(link), chunk_(job.chunk), one_by_one_(job.one_by_one), numbers_(highest(peers) + 1, nobody) {
+      : link_(link), chunk_(job.chunk), numbers_(highest(peers) + 1, nobody) {
     std::size_t left = job.workers;
     std::size_t first_worker = 0;
     for (std::size_t i = 0; i < peers.size() && left > 0; ++i) {
@@ -298,7 +298,6 @@ class RankRun final : public RemoteRun {
 
   Link& link_;
   const std::size_t chunk_;
-  const bool one_by_one_;
   std::vector<std::size_t> numbers_;  // of a peer, by its number on the link
   std::vector<Peer> peers_;
   std::size_t running_ = 0;
