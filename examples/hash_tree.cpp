@@ -6,80 +6,28 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
-#include <memory>
 #include <pyarallel.hpp>
 #include <pyarallel/progress.hpp>
-#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
+#include "support/files.hpp"
 #include "support/sha256.hpp"
 
 namespace fs = std::filesystem;
 
 namespace {
 
-struct FileDigest {
-  demo::Sha256::Digest digest;
-  std::uintmax_t size;
-};
-
-// The function that is mapped. It throws for a file that cannot be read; the others do not notice.
-FileDigest digest_file(const fs::path& path) {
-  const auto fail = [] { throw std::system_error(errno, std::generic_category(), "cannot read"); };
-  const auto close = [](std::FILE* file) { std::fclose(file); };
-  const std::unique_ptr<std::FILE, decltype(close)> file(std::fopen(path.c_str(), "rb"), close);
-  if (!file) fail();
-
-  demo::Sha256 sha;
-  std::uintmax_t size = 0;
-  std::vector<std::uint8_t> buffer(64 * 1024);
-  while (const std::size_t count = std::fread(buffer.data(), 1, buffer.size(), file.get())) {
-    sha.add(std::span(buffer).first(count));
-    size += count;
-  }
-  if (std::ferror(file.get()) != 0) fail();
-  return {.digest = sha.finish(), .size = size};
-}
-
-// Regular files, sorted, and whatever cannot be looked at: a broken link or a closed directory is
-// in the list too, so that it fails by name in the map. Links to directories are not followed.
-std::vector<fs::path> files_below(const fs::path& top) {
-  std::vector<fs::path> files;
-  std::vector<fs::path> directories = {top};
-  while (!directories.empty()) {
-    const fs::path directory = std::move(directories.back());
-    directories.pop_back();
-    std::error_code error;
-    fs::directory_iterator entry(directory, error);
-    for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
-      std::error_code unknown;
-      const bool link = entry->is_symlink(unknown);
-      const fs::file_type type = entry->status(unknown).type();
-      if (type == fs::file_type::directory) {
-        if (!link) directories.push_back(entry->path());
-      } else if (type == fs::file_type::regular || type == fs::file_type::not_found || unknown) {
-        files.push_back(entry->path());
-      }
-    }
-    if (error) files.push_back(directory);
-  }
-  std::ranges::sort(files);
-  return files;
-}
-
-using Result = pyarallel::MapResult<FileDigest>;
+using Result = pyarallel::MapResult<demo::FileDigest>;
 
 // One digest for the whole tree: over each file's name, and its digest or the fact that it has none.
 std::string combined_digest(const std::vector<fs::path>& files, const fs::path& top, const Result& result) {
@@ -99,20 +47,12 @@ std::uintmax_t total_bytes(const Result& result) {
   return bytes;
 }
 
-// File names may hold anything but '/' and 0; a terminal should see none of its control characters.
-std::string printable(const fs::path& path) {
-  std::string text = path.string();
-  std::ranges::replace_if(
-      text, [](char c) { return static_cast<unsigned char>(c) < 32 || c == 127; }, '?');
-  return text;
-}
-
 void print_failures(const std::vector<fs::path>& files, const fs::path& top, const Result& result) {
   constexpr std::size_t most = 20;
   const auto failures = result.failures();
   for (const auto& failure : failures.first(std::min(most, failures.size()))) {
     const fs::path name = files[failure.index].lexically_relative(top);
-    fmt::print("   {}\n      {}: {}\n", printable(name), failure.error.type_name(), failure.error.what());
+    fmt::print("   {}\n      {}: {}\n", demo::printable(name), failure.error.type_name(), failure.error.what());
   }
   if (failures.size() > most) fmt::print("   and {} more\n", failures.size() - most);
 }
@@ -143,11 +83,12 @@ void print_timing(std::string_view name, const Timing& timing, std::size_t files
 }
 
 int hash_tree(const fs::path& top) {
-  const std::vector<fs::path> files = files_below(top);
-  if (files.empty()) throw std::runtime_error("there is no file below " + printable(top));
-  fmt::print("{}: {} files\n\n", printable(top), files.size());
+  const std::vector<fs::path> files = demo::files_below(top);
+  if (files.empty()) throw std::runtime_error("there is no file below " + demo::printable(top));
+  fmt::print("{}: {} files\n\n", demo::printable(top), files.size());
 
-  const Result result = pyarallel::parallel_map(digest_file, files, {.on_progress = pyarallel::ProgressBar{"files"}});
+  const Result result =
+      pyarallel::parallel_map(demo::digest_file, files, {.on_progress = pyarallel::ProgressBar{"files"}});
 
   const std::uintmax_t bytes = total_bytes(result);
   fmt::print("   {} files hashed, {} bytes; {} failed\n", result.successes().size(), bytes, result.failures().size());
@@ -155,9 +96,9 @@ int hash_tree(const fs::path& top) {
 
   // The run above has brought the files into memory, so these two differ in nothing but the CPUs.
   const Timing sequential = best_of_three(files, top, [&] {
-    return pyarallel::parallel_map(digest_file, files, {.executor = pyarallel::Executor::sequential});
+    return pyarallel::parallel_map(demo::digest_file, files, {.executor = pyarallel::Executor::sequential});
   });
-  const Timing threads = best_of_three(files, top, [&] { return pyarallel::parallel_map(digest_file, files); });
+  const Timing threads = best_of_three(files, top, [&] { return pyarallel::parallel_map(demo::digest_file, files); });
 
   const std::size_t readable = result.successes().size();
   fmt::print("\n   {:<12}{:>10}{:>12}{:>10}   {}\n", "", "seconds", "files/s", "MB/s", "digest");
@@ -179,20 +120,13 @@ void check_sha256() {
   }
 }
 
-fs::path compiler_headers() {
-  for (const char* directory : {"/usr/include/c++", "/usr/include"}) {
-    if (fs::is_directory(directory)) return directory;
-  }
-  throw std::runtime_error("this machine has no /usr/include: give a directory as the argument");
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
     check_sha256();
-    const fs::path top = argc > 1 ? fs::path(argv[1]) : compiler_headers();
-    if (!fs::is_directory(top)) throw std::runtime_error(printable(top) + " is not a directory");
+    const fs::path top = argc > 1 ? fs::path(argv[1]) : demo::compiler_headers();
+    if (!fs::is_directory(top)) throw std::runtime_error(demo::printable(top) + " is not a directory");
     return hash_tree(top);
   } catch (const std::exception& error) {
     std::fflush(stdout);

@@ -62,9 +62,9 @@ inline void executor_process_needs_a_system_with_fork() {}
 
 }  // namespace detail
 
-/// What `.executor =` takes: a constant, checked at compile time, runtime(...), checked at the call, or a RemoteExecutor,
-/// which must outlive the call. `Executor::process` needs a result type R that is Serializable; a RemoteExecutor an item
-/// type T, too.
+/// What `.executor =` takes: a constant, checked at compile time, runtime(...), checked at the call, or a
+/// RemoteExecutor, which must outlive the call. `Executor::process` needs a result type R that is Serializable; a
+/// RemoteExecutor an item type T, too.
 template <class R, class T = R>
 class ExecutorArg {
  public:

@@ -6,6 +6,8 @@
 #error "pyarallel/mpi.hpp needs a POSIX system"
 #endif
 
+#include <fmt/format.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -20,8 +22,6 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#include <fmt/format.h>
 
 #include "pyarallel/detail/mpi/build.hpp"
 #include "pyarallel/detail/mpi/helper.hpp"
@@ -38,8 +38,8 @@ namespace pyarallel::mpi {
 
 /// How each rank runs its items. One rank for each machine is enough.
 struct ClusterOptions {
-  std::size_t threads_per_rank = 0;  ///< 0: as many as CPUs that the rank may use, unless there are processes.
-  std::size_t processes_per_rank = 0;  ///< Instead of threads: a crash of the function costs one item there, too.
+  std::size_t threads_per_rank = 0;        ///< 0: as many as CPUs that the rank may use, unless there are processes.
+  std::size_t processes_per_rank = 0;      ///< Instead of threads: a crash of the function costs one item there, too.
   std::function<void()> worker_init = {};  ///< Once in each worker of a run before its first item.
   /// With a communicator of the program's own: MPI is initialised already, so the processes that run the items are
   /// forked from one that uses MPI. Many transports bear that, and some (InfiniBand among them) do not.
@@ -55,8 +55,8 @@ struct ClusterOptions {
 ///       auto result = parallel_map(parse, paths, {.executor = cluster});
 ///     }
 ///
-/// Started by `mpirun -n 5`, rank 0 goes on alone with main, hands out items, and does everything that concerns them but
-/// running the function; ranks 1 to 4 run it, each with its own captures. Started without mpirun, items run in this
+/// Started by `mpirun -n 5`, rank 0 goes on alone with main, hands out items, and does everything that concerns them
+/// but running the function; ranks 1 to 4 run it, each with its own captures. Started without mpirun, items run in this
 /// process, and MPI is never touched.
 ///
 /// A rank that dies (a machine that is lost) ends the whole job, as is usual with MPI: see docs/clusters.md for what a
@@ -110,8 +110,8 @@ class Cluster final : public RemoteExecutor {
     if (finalize_) MPI_Finalize();
   }
 
-  /// Call it once, on all ranks, with the same functions in the same order, before rank 0 uses the cluster. On rank 0 it
-  /// returns false at once. On other ranks it runs items until rank 0's cluster is gone, and returns true.
+  /// Call it once, on all ranks, with the same functions in the same order, before rank 0 uses the cluster. On rank 0
+  /// it returns false at once. On other ranks it runs items until rank 0's cluster is gone, and returns true.
   /// `functions` must live as long as the cluster: functions, pointers to functions, function objects,
   /// and ParallelFunctions. What is called is this very object, so pass it, and no copy, to the call.
   /// std::runtime_error on rank 0 if a rank runs another program. std::logic_error if it is called again.
@@ -174,7 +174,8 @@ class Cluster final : public RemoteExecutor {
   }
 
   bool serve(std::vector<RemoteFunction> functions) {
-    if (std::exchange(served_, true)) throw std::logic_error("mpi::Cluster: serve() is called once, with all functions");
+    if (std::exchange(served_, true))
+      throw std::logic_error("mpi::Cluster: serve() is called once, with all functions");
     ranks_.serve(std::move(functions));
     if (launch_.alone()) return false;
 

@@ -31,10 +31,10 @@ struct RemoteFunction {
 /// What a run asks of the other machines, the same for all its items.
 struct RemoteJob {
   RemoteFunction function;
-  std::string_view call;     ///< Which code, the same in every copy of the program, decodes items and encodes values.
-  std::size_t workers = 1;   ///< Items that run at once, at most, over all machines.
-  std::size_t chunk = 0;     ///< Items that are sent together; 0: as many as seems best.
-  bool one_by_one = false;   ///< Somebody waits for each outcome: none should wait for the next item's.
+  std::string_view call;    ///< Which code, the same in every copy of the program, decodes items and encodes values.
+  std::size_t workers = 1;  ///< Items that run at once, at most, over all machines.
+  std::size_t chunk = 0;    ///< Items that are sent together; 0: as many as seems best.
+  bool one_by_one = false;  ///< Somebody waits for each outcome: none should wait for the next item's.
   bool takes_task = false;
   std::optional<Duration> task_timeout = {};
   std::optional<std::size_t> max_tasks_per_worker = {};
@@ -43,8 +43,8 @@ struct RemoteJob {
 
 /// One attempt at an item.
 struct RemoteItem {
-  std::size_t place = 0;             ///< Names it among those that are out; free again with its outcome.
-  std::size_t index = 0;             ///< Of the item in the input.
+  std::size_t place = 0;  ///< Names it among those that are out; free again with its outcome.
+  std::size_t index = 0;  ///< Of the item in the input.
   int attempt = 1;
   std::span<const std::byte> bytes;  ///< The item, encoded; valid during the call.
 };

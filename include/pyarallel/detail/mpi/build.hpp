@@ -15,8 +15,8 @@
 
 namespace pyarallel::detail {
 
-/// A digest of this program's code and of the sizes of its data, the same wherever it is loaded. 0 where the system does not tell.
-/// O(size of the code): about a millisecond for each MiB.
+/// A digest of this program's code and of the sizes of its data, the same wherever it is loaded. 0 where the system
+/// does not tell. O(size of the code): about a millisecond for each MiB.
 inline std::uint64_t build_digest() {
 #if PYARALLEL_HAS_PROGRAM_HEADERS
   std::uint64_t digest = 0xcbf29ce484222325U;  // FNV-1a, eight bytes at a time: nobody tries to deceive it

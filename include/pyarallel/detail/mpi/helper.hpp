@@ -1,5 +1,5 @@
-// A process beside a rank that runs its items in forked workers. It is forked before MPI is initialised, because forking
-// a process that uses MPI is a hazard; the rank itself only passes on what it and rank 0 tell each other.
+// A process beside a rank that runs its items in forked workers. It is forked before MPI is initialised, because
+// forking a process that uses MPI is a hazard; the rank itself only passes on what it and rank 0 tell each other.
 #pragma once
 
 #include <cstddef>

@@ -8,7 +8,7 @@
 namespace pyarallel::detail {
 
 struct Launch {
-  bool launched = false;       // by a launcher of MPI programs: MPI_Init would find others, or at least that launcher
+  bool launched = false;  // by a launcher of MPI programs: MPI_Init would find others, or at least that launcher
   std::optional<int> rank;
   std::optional<int> size;
 

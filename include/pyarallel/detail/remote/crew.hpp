@@ -116,8 +116,8 @@ class RemoteCrew final : public Crew {
   /// An item that was admitted.
   struct Item {
     std::size_t index = 0;
-    int attempts = 0;              // those that have begun, or may have
-    TimePoint first_start = {};    // of its first attempt, once that has ended
+    int attempts = 0;               // those that have begun, or may have
+    TimePoint first_start = {};     // of its first attempt, once that has ended
     std::exception_ptr error = {};  // of the last attempt
     bool out = false;               // on another machine
   };

@@ -65,8 +65,7 @@ class RankRun final : public RemoteRun {
                          .max_tasks_per_worker = job.max_tasks_per_worker,
                          .worker_memory_limit = job.worker_memory_limit};
       first_worker += peer.workers;
-      append_frame_of(peer.out, {.kind = RemoteFrame::begin},
-                      [&](Bytes& out) { Codec<RankJob>::encode(told, out); });
+      append_frame_of(peer.out, {.kind = RemoteFrame::begin}, [&](Bytes& out) { Codec<RankJob>::encode(told, out); });
       peers_.push_back(std::move(peer));
     }
     running_ = peers_.size();
@@ -164,7 +163,7 @@ class RankRun final : public RemoteRun {
     std::size_t unsent = 0;     // of those, in `out`
     Duration pace{};            // of an item on one of its workers; 0: not known
     bool asked_to_give_back = false;
-    bool in_idle = true;    // in `idle_`
+    bool in_idle = true;     // in `idle_`
     bool in_hungry = false;  // in `hungry_`
     Bytes out = {};
     FrameSplitter in = {};
@@ -204,7 +203,9 @@ class RankRun final : public RemoteRun {
   }
 
   std::size_t least_busy() const {
-    const auto load = [](const Peer& peer) { return static_cast<double>(peer.out_items) / static_cast<double>(peer.workers); };
+    const auto load = [](const Peer& peer) {
+      return static_cast<double>(peer.out_items) / static_cast<double>(peer.workers);
+    };
     return static_cast<std::size_t>(std::ranges::min_element(peers_, {}, load) - peers_.begin());
   }
 

@@ -444,9 +444,9 @@ class Rank {
   FrameSplitter in_;
   Bytes out_;
   PollPause pause_;
-  std::optional<RankJob> job_;       // that is to begin
-  std::optional<RankItems> items_;   // of the run
-  int stops_ = 0;                    // 1: what has begun may end; 2: it is killed
+  std::optional<RankJob> job_;      // that is to begin
+  std::optional<RankItems> items_;  // of the run
+  int stops_ = 0;                   // 1: what has begun may end; 2: it is killed
   bool failed_ = false;
   bool quit_ = false;
 };

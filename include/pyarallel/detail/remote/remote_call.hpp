@@ -34,7 +34,8 @@ RemoteFunction remote_function(F& fn) noexcept {
 }
 
 /// Runs an encoded item, and appends the encoded value. Throws what fn throws, and what decoding and encoding throw.
-using RunEncoded = void(const RemoteFunction& function, std::span<const std::byte> item, const Task& task, Bytes& value);
+using RunEncoded = void(const RemoteFunction& function, std::span<const std::byte> item, const Task& task,
+                        Bytes& value);
 
 /// An entry in the list of all calls of this program that may run on other machines. Made before main(), and with a
 /// plugin that is loaded.

@@ -259,8 +259,7 @@ class ForkedRun final : private ForkedWork {
   static ForkedJob job_for(Items& items, Invoke& invoke, const Plan& plan) {
     require_codec_for_sent_items<Items>();
     const std::size_t size = known_size(items);
-    const bool claims =
-        by_index && Runner::keeps_values_by_index && !plan.driver_looks() && plan.remote == nullptr;
+    const bool claims = by_index && Runner::keeps_values_by_index && !plan.driver_looks() && plan.remote == nullptr;
     ForkedJob job = make_forked_job(plan, by_index, claims, Runner::sized, size, Runner::worker_count(plan, size));
     if constexpr (Serializable<Item> && requires { invoke.fn; }) {
       if (plan.remote != nullptr) {
