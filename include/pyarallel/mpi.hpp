@@ -117,7 +117,7 @@ class Cluster final : public RemoteExecutor {
   /// std::runtime_error on rank 0 if a rank runs another program. std::logic_error if it is called again.
   template <class... F>
   bool serve(F&... functions) {
-    return serve(std::vector<RemoteFunction>{function(functions)...});
+    return serve(std::vector<RemoteFunction>{detail::remote_function(functions)...});
   }
 
   /// 0 without mpirun.
@@ -150,15 +150,6 @@ class Cluster final : public RemoteExecutor {
     std::uint64_t kind = 0;
     char host[MPI_MAX_PROCESSOR_NAME] = {};
   };
-
-  template <class F>
-  static RemoteFunction function(F& function) {
-    return detail::remote_function(function);
-  }
-  template <class F>
-  static RemoteFunction function(const ParallelFunction<F>& function) {
-    return detail::remote_function(function.target());
-  }
 
   void check_options() const {
     if (options_.threads_per_rank > 0 && options_.processes_per_rank > 0) {
@@ -216,6 +207,9 @@ class Cluster final : public RemoteExecutor {
     std::vector<Hello> all(static_cast<std::size_t>(rank() == 0 ? size() : 0));
     MPI_Gather(&mine, sizeof mine, MPI_BYTE, all.data(), sizeof mine, MPI_BYTE, 0, communicator_);
     for (std::size_t number = 1; number < all.size(); ++number) {
+      peers_.push_back({.number = number, .workers = static_cast<std::size_t>(all[number].workers)});
+    }
+    for (std::size_t number = 1; number < all.size(); ++number) {
       const Hello& other = all[number];
       const auto refuse = [&](const char* what) {
         throw std::runtime_error(
@@ -223,7 +217,6 @@ class Cluster final : public RemoteExecutor {
                         "libraries, everywhere",
                         number, other.host, what, mine.host));
       };
-      peers_.push_back({.number = number, .workers = static_cast<std::size_t>(other.workers)});
       if (other.build != mine.build) refuse("runs another build of the program");
       if (other.functions != mine.functions) refuse("serves other functions");
       if (other.kind != mine.kind) refuse("has other options (threads or processes)");

@@ -34,6 +34,8 @@ class ParallelFunction {
   explicit ParallelFunction(F fn, Options defaults = {})
       : said_(std::make_shared<const Said>(std::move(fn), std::move(defaults))) {}
 
+  using pyarallel_target = const F;
+
   /// The function that all copies share.
   const F& target() const noexcept { return said_->fn; }
 

@@ -21,10 +21,11 @@ struct RemoteFunction {
   const std::type_info* type = nullptr;
   const void* object = nullptr;  ///< Null: a function.
   void (*code)() = nullptr;      ///< Of a function.
-  bool holds_nothing = false;
+  const void* tag = nullptr;     ///< Of the type of an object that holds nothing, else null.
 
   friend bool operator==(const RemoteFunction& a, const RemoteFunction& b) noexcept {
-    return *a.type == *b.type && a.code == b.code && (a.holds_nothing || a.object == b.object);
+    if (a.tag != nullptr || b.tag != nullptr) return a.tag == b.tag;
+    return *a.type == *b.type && a.code == b.code && a.object == b.object;
   }
 };
 
@@ -35,31 +36,35 @@ struct RemoteJob {
   std::size_t workers = 1;  ///< Items that run at once, at most, over all machines.
   std::size_t chunk = 0;    ///< Items that are sent together; 0: as many as seems best.
   bool one_by_one = false;  ///< Somebody waits for each outcome: none should wait for the next item's.
+  bool blocks = false;      ///< Items are handed over many at a time, and their outcomes may come so.
   bool takes_task = false;
   std::optional<Duration> task_timeout = {};
   std::optional<std::size_t> max_tasks_per_worker = {};
   std::optional<std::size_t> worker_memory_limit = {};
 };
 
-/// One attempt at an item.
-struct RemoteItem {
-  std::size_t place = 0;  ///< Names it among those that are out; free again with its outcome.
-  std::size_t index = 0;  ///< Of the item in the input.
+/// One attempt at an item, or items that follow each other.
+struct RemoteItems {
+  std::size_t place = 0;  ///< Names a single item among those that are out; free again with its outcome.
+  std::size_t index = 0;  ///< Of the first one in the input.
+  std::size_t count = 1;  ///< More than one only where RemoteJob::blocks says so.
   int attempt = 1;
-  std::span<const std::byte> bytes;  ///< The item, encoded; valid during the call.
+  std::span<const std::byte> bytes;  ///< The items, encoded one behind the other; valid during the call.
 };
 
-/// What became of it.
+/// What became of an item, or of several that follow each other.
 struct RemoteOutcome {
   enum class Kind : std::uint32_t {
-    value,        ///< `bytes`: encoded.
-    failure,      ///< `bytes`: the exception, encoded.
-    not_run,      ///< It came back, for there was no time for it.
-    interrupted,  ///< It was running when the run was stopped, and was killed.
+    value,        ///< `bytes`: the values, encoded one behind the other.
+    failure,      ///< Of a single item; `bytes`: the exception, encoded.
+    not_run,      ///< They came back, for there was no time for them.
+    interrupted,  ///< A single item was running when the run was stopped, and was killed.
   };
   Kind kind = Kind::value;
   std::size_t place = 0;
-  Duration duration = {};
+  std::size_t index = 0;
+  std::size_t count = 1;
+  Duration duration = {};            ///< Of a single item.
   std::span<const std::byte> bytes;  ///< Valid until the next wait().
 };
 
@@ -71,9 +76,9 @@ class RemoteRun {
   RemoteRun& operator=(const RemoteRun&) = delete;
   virtual ~RemoteRun() = default;
 
-  /// Another item now would keep somebody busy who is not, or is soon not.
-  virtual bool wants_items() = 0;
-  virtual void hand_over(const RemoteItem& item) = 0;
+  /// How many more items somebody should have now, who has nothing to do or soon will have; 0: nobody.
+  virtual std::size_t wants_items() = 0;
+  virtual void hand_over(const RemoteItems& items) = 0;
   /// Outcomes that have come, or that come before it is `due`. Empty also after wake(), and now and then for no
   /// reason. Throws what must end the run: once, if outcomes still come, or else again.
   virtual std::span<const RemoteOutcome> wait(detail::TimePoint due) = 0;

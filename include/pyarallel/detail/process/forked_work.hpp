@@ -9,7 +9,7 @@
 #include <exception>
 #include <memory>
 #include <span>
-#include <string_view>
+#include <string>
 
 #include "pyarallel/detail/function_ref.hpp"
 #include "pyarallel/detail/parallelism.hpp"
@@ -38,7 +38,7 @@ struct ForkedJob {
   int watchers = 0;             // how many workers may look out for work before they sleep
   // On other machines:
   RemoteFunction function = {};
-  std::string_view call = {};
+  std::string call = {};
 };
 
 /// A worker, as its items see it.
@@ -84,12 +84,17 @@ class ForkedWork {
   virtual Pull admit(AdmittedItem& item) = 0;
   /// An item that was admitted, encoded again; valid until the next one is. Throws what encoding throws.
   virtual std::span<const std::byte> encode(std::size_t place) = 0;
+  /// Items that are found by index, one behind the other.
+  virtual std::span<const std::byte> encode(Range items) = 0;
   /// There will be no more.
   virtual bool all_admitted() = 0;
   /// And all are settled.
   virtual bool all_settled() = 0;
   /// Puts an encoded value in its place. Throws what decoding throws.
   virtual void keep_value(const Resolved& item, std::span<const std::byte> bytes) = 0;
+  /// Puts encoded values of items that are found by index in their places. Returns the first that could not be decoded,
+  /// or items.last; what that threw is the current `error` then, and the bytes behind it are lost.
+  virtual std::size_t keep_values(Range items, std::span<const std::byte> bytes, std::exception_ptr& error) = 0;
   virtual void settle(std::span<Resolved> items) = 0;
   virtual Records& records() = 0;
 
@@ -124,18 +129,13 @@ inline ForkedJob make_forked_job(const Plan& plan, bool by_index, bool claims, b
   job.workers = std::min(workers, most_workers);
   job.claims = claims;
   job.sends_items = !by_index || plan.remote != nullptr;
-  job.one_by_one = !job.claims || plan.measured();
+  job.one_by_one = plan.remote != nullptr ? plan.measured() : !job.claims || plan.measured();
   if (job.one_by_one) job.watchers = static_cast<int>(cpus_of_affinity()) - 1;  // one is for the driver
   if (job.claims) {
     job.entries = 4 * job.workers + 16;  // for what dead workers leave
     return job;
   }
   std::size_t window = plan.window > 0 ? plan.window : 2 * job.workers;
-  if (plan.remote != nullptr) {
-    job.one_by_one = plan.measured();
-    // Nobody can tell how far such input was looked at, so as much as is worth it is on its way.
-    if (by_index && plan.window == 0 && !plan.measured() && !plan.may_stop_early()) window = most_window;
-  }
   if (sized) window = std::min(window, size);
   job.entries = std::clamp<std::size_t>(window, 1, most_window);
   if (job.sends_items) {

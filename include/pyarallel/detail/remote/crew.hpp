@@ -19,6 +19,7 @@
 #include "pyarallel/detail/run/attempt.hpp"
 #include "pyarallel/detail/run/driver.hpp"
 #include "pyarallel/detail/run/plan.hpp"
+#include "pyarallel/detail/run/range.hpp"
 #include "pyarallel/detail/run/run.hpp"
 #include "pyarallel/detail/run/workplace.hpp"
 #include "pyarallel/error.hpp"
@@ -46,6 +47,7 @@ class RemoteCrew final : public Crew {
                                      .workers = job_.workers,
                                      .chunk = plan_.chunk,
                                      .one_by_one = job_.one_by_one,
+                                     .blocks = job_.claims,
                                      .takes_task = plan_.takes_task,
                                      .task_timeout = plan_.task_timeout,
                                      .max_tasks_per_worker = plan_.max_tasks_per_worker,
@@ -58,7 +60,9 @@ class RemoteCrew final : public Crew {
     if (!remote_) return;
     const auto admit = [&] { return admit_one(); };
     const auto settle = [&](std::span<Resolved> items) { work_->settle(items); };
-    const auto finished = [&] { return enough() || work_->all_settled(); };
+    const auto finished = [&] {
+      return enough() || (job_.claims ? all_taken() && nobody_inside() : work_->all_settled());
+    };
     driver_->guarded([&] { driver_->drive(admit, settle, finished, false); });
   }
 
@@ -66,6 +70,8 @@ class RemoteCrew final : public Crew {
 
   [[gnu::cold]] void end() override {
     if (remote_) remote_->end();
+    if (!job_.claims) return;
+    for (const Range& range : work_->records().gaps(job_.size)) run_->add_unrun(range);
   }
 
   // Workplace ----------------------------------------------------------------------------------------
@@ -78,6 +84,7 @@ class RemoteCrew final : public Crew {
       stop_if_stopped();
       const TimePoint now = clock().now();
       const TimePoint next = std::min(send_due(now), stopped_ ? TimePoint::max() : deadline_of_wait());
+      close_if_too_late();
       const bool more_to_know = out_ > 0 || !waiting_.empty();
       if (!outcomes.empty() || !resolved_.empty() || !more_to_know) due = TimePoint::min();
       for (const RemoteOutcome& outcome : listen(std::min(due, next))) hear(outcome, outcomes);
@@ -91,21 +98,16 @@ class RemoteCrew final : public Crew {
   }
 
   std::vector<std::size_t> close() override {
-    std::vector<std::size_t> unrun;
     const TimePoint now = clock().now();
     for (const auto& [due, waiting] : std::exchange(waiting_, {})) {
       if (waiting.token) bucket_behind(*plan_.limiter).give_back(now, *waiting.token);
-      const Item& item = items_[waiting.place];
-      if (item.attempts > 0) {
-        resolved_.push_back(last_error_of(waiting.place, now));  // clause T4
-      } else {
-        unrun.push_back(waiting.place);
-      }
+      give_up(waiting.place, now, resolved_);
     }
-    return unrun;
+    for (const std::size_t place : std::exchange(too_late_, {})) give_up(place, now, resolved_);
+    return {};
   }
 
-  bool nobody_inside() override { return out_ == 0 && waiting_.empty() && resolved_.empty(); }
+  bool nobody_inside() override { return out_ == 0 && waiting_.empty() && too_late_.empty() && resolved_.empty(); }
 
   void wake() noexcept override {
     woken_.store(true, std::memory_order_release);
@@ -129,8 +131,11 @@ class RemoteCrew final : public Crew {
   };
 
   bool admit_one() {
-    if (run_->closed() || !remote_->wants_items()) return false;
-    if (plan_.limiter && waiting_.size() >= job_.workers + ahead) return false;
+    if (run_->closed()) return false;
+    const std::size_t wanted = remote_->wants_items();
+    if (wanted == 0) return false;
+    if (job_.claims) return send_block(wanted);
+    if (!too_late_.empty() || (plan_.limiter && waiting_.size() >= job_.workers + ahead)) return false;
     AdmittedItem admitted;
     const Pull pull = work_->admit(admitted);
     if (pull != Pull::placed) return pull == Pull::resolved;
@@ -144,6 +149,62 @@ class RemoteCrew final : public Crew {
     return true;
   }
 
+  // Items that are found by index ----------------------------------------------------------------------
+
+  bool all_taken() const noexcept { return run_->closed() || (next_ == job_.size && came_back_.empty()); }
+
+  /// Sends up to so many items, those that came back first.
+  bool send_block(std::size_t most) {
+    Range block;
+    if (!came_back_.empty()) {
+      Range& first = came_back_.back();
+      block = {first.first, first.first + std::min(most, first.size())};
+      first.first = block.last;
+      if (first.empty()) came_back_.pop_back();
+    } else {
+      block = {next_, std::min(job_.size, next_ + most)};
+      next_ = block.last;
+    }
+    if (block.empty()) return false;
+    return driver_->guarded([&] {
+      remote_->hand_over({.index = block.first, .count = block.size(), .bytes = work_->encode(block)});
+      out_ += block.size();
+    });
+  }
+
+  void hear_block(const RemoteOutcome& outcome, std::vector<Resolved>& outcomes) {
+    const Range items{outcome.index, outcome.index + outcome.count};
+    out_ -= std::min(out_, items.size());
+    if (outcome.kind == RemoteOutcome::Kind::not_run) {
+      came_back_.push_back(items);
+      return;
+    }
+    work_->records().add({items.first, items.size(), outcome.duration});
+    const auto fail = [&](std::size_t index, const std::exception_ptr& error, bool interrupted) {
+      outcomes.push_back({.index = index,
+                          .error = error,
+                          .receipt = {.duration = outcome.duration, .attempts = 1},
+                          .interrupted = interrupted});
+    };
+    switch (outcome.kind) {
+      case RemoteOutcome::Kind::value: {
+        std::exception_ptr error;
+        for (std::size_t bad = work_->keep_values(items, outcome.bytes, error); bad < items.last; ++bad) {
+          fail(bad, error, false);
+        }
+        return;
+      }
+      case RemoteOutcome::Kind::failure:
+        return fail(items.first, decoded(outcome.bytes), false);
+      case RemoteOutcome::Kind::interrupted:
+        return fail(items.first, nullptr, true);
+      case RemoteOutcome::Kind::not_run:
+        return;
+    }
+  }
+
+  // Single items ---------------------------------------------------------------------------------------
+
   /// The next token is reserved ahead of its time, so that a late look at the clock costs none.
   void wait_for_token(std::size_t place) {
     const auto token = bucket_behind(*plan_.limiter).reserve(clock().now(), 1, run_->deadline());
@@ -151,12 +212,23 @@ class RemoteCrew final : public Crew {
       waiting_.emplace(token->due, Waiting{place, token});
       return;
     }
-    run_->close(StopReason::timed_out);  // it would come only after the deadline (clause L4)
-    Item& item = items_[place];
+    too_late_.push_back(place);  // it would come only after the deadline (clause L4)
+  }
+
+  /// Nothing waits any more that could still go out in time.
+  void close_if_too_late() {
+    if (too_late_.empty() || !waiting_.empty()) return;
+    run_->close(StopReason::timed_out);
+    for (const std::size_t place : std::exchange(too_late_, {})) give_up(place, clock().now(), resolved_);
+  }
+
+  /// There will be no further attempt, or none at all.
+  void give_up(std::size_t place, TimePoint now, std::vector<Resolved>& outcomes) {
+    const Item& item = items_[place];
     if (item.attempts > 0) {
-      resolved_.push_back(last_error_of(place, clock().now()));
+      outcomes.push_back(last_error_of(place, now));  // clause T4
     } else {
-      resolved_.push_back({.index = item.index, .slot = place, .ran = false});
+      outcomes.push_back({.index = item.index, .slot = place, .ran = false});
     }
   }
 
@@ -213,6 +285,7 @@ class RemoteCrew final : public Crew {
   }
 
   void hear(const RemoteOutcome& outcome, std::vector<Resolved>& outcomes) {
+    if (job_.claims) return hear_block(outcome, outcomes);
     const std::size_t place = outcome.place;
     Item& item = items_[place];
     --out_;
@@ -308,7 +381,10 @@ class RemoteCrew final : public Crew {
   std::vector<Item> items_;  // by place
   std::size_t out_ = 0;      // items, on other machines
   std::multimap<TimePoint, Waiting> waiting_;
-  std::vector<Resolved> resolved_;  // here, and not told of yet
+  std::vector<std::size_t> too_late_;  // places of items whose token comes after the deadline
+  std::vector<Resolved> resolved_;     // here, and not told of yet
+  std::size_t next_ = 0;               // of input that is found by index
+  std::vector<Range> came_back_;
   bool stopped_ = false;
   bool killed_ = false;
   bool abandoned_ = false;

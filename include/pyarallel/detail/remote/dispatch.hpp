@@ -29,7 +29,6 @@ struct RankJob {
   std::size_t function = 0;  // its number among those served
   std::size_t workers = 1;   // on this rank
   std::size_t first_worker = 0;
-  bool one_by_one = false;
   bool takes_task = false;
   std::optional<Duration> task_timeout;
   std::optional<std::size_t> max_tasks_per_worker;
@@ -59,7 +58,6 @@ class RankRun final : public RemoteRun {
                          .function = function,
                          .workers = peer.workers,
                          .first_worker = first_worker,
-                         .one_by_one = job.one_by_one,
                          .takes_task = job.takes_task,
                          .task_timeout = job.task_timeout,
                          .max_tasks_per_worker = job.max_tasks_per_worker,
@@ -76,27 +74,35 @@ class RankRun final : public RemoteRun {
 
   ~RankRun() override { end(); }
 
-  bool wants_items() override { return next_peer() != nobody; }
+  std::size_t wants_items() override {
+    const std::size_t next = next_peer();
+    if (next == nobody) return 0;
+    const Peer& peer = peers_[next];
+    // In several messages, so that it can begin with the first.
+    const std::size_t some = std::max<std::size_t>(1, wanted(peer) / 4);
+    return chunk_ > 0 ? chunk_ : std::min(some, wanted(peer) - std::min(wanted(peer), peer.out_items));
+  }
 
-  void hand_over(const RemoteItem& item) override {
+  void hand_over(const RemoteItems& items) override {
     std::size_t chosen = next_peer();
     if (chosen == nobody) chosen = least_busy();
     Peer& peer = peers_[chosen];
-    append_frame_of(peer.out,
-                    {.kind = RemoteFrame::item, .place = static_cast<std::uint32_t>(item.place), .number = item.index},
-                    [&](Bytes& out) {
-                      const auto attempt = static_cast<std::uint32_t>(item.attempt);
-                      append(out, &attempt, sizeof attempt);
-                      append(out, item.bytes.data(), item.bytes.size());
-                    });
-    ++peer.out_items;
-    ++peer.unsent;
-    if (peer.unsent == chunk_ || peer.out.size() >= large_message) flush(peer);
+    append_frame(peer.out,
+                 {.kind = RemoteFrame::items,
+                  .place = static_cast<std::uint32_t>(items.place),
+                  .attempt = static_cast<std::uint32_t>(items.attempt),
+                  .count = static_cast<std::uint32_t>(items.count),
+                  .index = items.index},
+                 items.bytes);
+    peer.out_items += items.count;
+    peer.unsent += items.count;
+    if (items.count > 1 || (chunk_ > 0 && peer.unsent >= chunk_) || peer.out.size() >= large_message) flush(peer);
   }
 
   std::span<const RemoteOutcome> wait(TimePoint due) override {
     outcomes_.clear();
     kept_.clear();
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
     TimePoint waiting_since = TimePoint::max();
     while (true) {
       if (listen()) {
@@ -118,7 +124,8 @@ class RankRun final : public RemoteRun {
     for (Peer& peer : peers_) {
       if (peer.unsent > 0 && peer.out_items - peer.unsent <= peer.workers) flush(peer);
     }
-    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+    // What came with it is told first.
+    if (failure_ && outcomes_.empty()) std::rethrow_exception(std::exchange(failure_, nullptr));
     return outcomes_;
   }
 
@@ -152,16 +159,16 @@ class RankRun final : public RemoteRun {
   static constexpr std::size_t nobody = ~std::size_t{0};
   static constexpr std::size_t large_message = std::size_t{1} << 16;
   static constexpr std::size_t small_message = std::size_t{1} << 12;
-  static constexpr std::size_t most_items_in_advance = std::size_t{1} << 14;
+  static constexpr std::size_t most_items_in_advance = std::size_t{1} << 17;
   /// Work that a worker should have in advance, for as long as it takes until the next arrives.
-  static constexpr Duration in_advance = std::chrono::microseconds{500};
+  static constexpr std::size_t picoseconds_in_advance = 500'000'000;
 
   struct Peer {
     std::size_t number = 0;
     std::size_t workers = 1;
-    std::size_t out_items = 0;  // that it has, or that are on their way to it
-    std::size_t unsent = 0;     // of those, in `out`
-    Duration pace{};            // of an item on one of its workers; 0: not known
+    std::size_t out_items = 0;    // that it has, or that are on their way to it
+    std::size_t unsent = 0;       // of those, in `out`
+    std::size_t picoseconds = 0;  // that an item takes one of its workers; 0: not known
     bool asked_to_give_back = false;
     bool in_idle = true;     // in `idle_`
     bool in_hungry = false;  // in `hungry_`
@@ -178,9 +185,9 @@ class RankRun final : public RemoteRun {
   /// How many items a rank should have.
   std::size_t wanted(const Peer& peer) const noexcept {
     std::size_t each = 2;  // one to run, and one to go on with
-    if (peer.pace > Duration::zero()) {
-      each = std::max(each, static_cast<std::size_t>(in_advance / peer.pace));
-    }
+    // Items that may wait for each other must not wait behind each other.
+    if (chunk_ == 1) return peer.workers;
+    if (peer.picoseconds > 0) each = std::max(each, picoseconds_in_advance / peer.picoseconds);
     return std::min(each * peer.workers, most_items_in_advance);
   }
 
@@ -240,15 +247,17 @@ class RankRun final : public RemoteRun {
   void hear(std::size_t who, const RemoteHead& head, std::span<const std::byte> bytes) {
     Peer& peer = peers_[who];
     const auto outcome = [&](RemoteOutcome::Kind kind) {
-      --peer.out_items;
+      peer.out_items -= std::min<std::size_t>(peer.out_items, head.count);
       if (!std::exchange(peer.in_idle, true)) idle_.push_back(who);
       outcomes_.push_back({.kind = kind,
                            .place = head.place,
+                           .index = static_cast<std::size_t>(head.index),
+                           .count = head.count,
                            .duration = Duration{static_cast<Duration::rep>(head.number)},
                            .bytes = bytes});
     };
     switch (head.kind) {
-      case RemoteFrame::value:
+      case RemoteFrame::values:
         return outcome(RemoteOutcome::Kind::value);
       case RemoteFrame::failure:
         return outcome(RemoteOutcome::Kind::failure);
@@ -260,7 +269,7 @@ class RankRun final : public RemoteRun {
         peer.asked_to_give_back = false;
         return;
       case RemoteFrame::pace:
-        peer.pace = Duration{static_cast<Duration::rep>(head.number)};
+        peer.picoseconds = static_cast<std::size_t>(head.number);
         return;
       case RemoteFrame::call_failed:
         failure_ = decode(bytes);
@@ -292,7 +301,7 @@ class RankRun final : public RemoteRun {
       const std::size_t some = std::min(idle_workers, peer.out_items - peer.workers);
       idle_workers -= some;
       peer.asked_to_give_back = true;
-      append_frame(peer.out, {.kind = RemoteFrame::give_back, .number = some});
+      append_frame(peer.out, {.kind = RemoteFrame::give_back, .count = static_cast<std::uint32_t>(some)});
       flush(peer);
     }
   }

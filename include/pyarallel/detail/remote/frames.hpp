@@ -15,25 +15,28 @@ namespace pyarallel::detail {
 enum class RemoteFrame : std::uint32_t {
   // To a rank:
   begin,      // a run, encoded
-  item,       // `number`: its index
-  give_back,  // up to `number` items that have not begun
-  stop,       // `number`: a StopReason; again: kill what runs
+  items,      // `count` from `index` on
+  give_back,  // up to `count` items that have not begun
+  stop,       // `number`: whether what runs may be killed
   end,        // of the run: no more items
   quit,
   // From a rank:
-  value,  // `number`: nanoseconds
-  failure,
+  values,   // of `count` items from `index` on; `number`: nanoseconds, of a single one
+  failure,  // of the item `index`: its exception
   not_run,
   interrupted,
-  gave_back,    // all of it
-  pace,         // `number`: nanoseconds that an item takes a worker, as last seen
-  call_failed,  // an exception, encoded, that must end the run
+  gave_back,    // all that it can
+  pace,         // `number`: picoseconds that an item takes a worker, as last seen
+  call_failed,  // an exception that must end the run
   ended,        // nothing of the run is running any more
 };
 
 struct RemoteHead {
-  RemoteFrame kind = RemoteFrame::item;
+  RemoteFrame kind = RemoteFrame::items;
   std::uint32_t place = 0;
+  std::uint32_t attempt = 1;
+  std::uint32_t count = 1;
+  std::uint64_t index = 0;
   std::uint64_t number = 0;
   std::uint64_t length = 0;  // of what follows
 };

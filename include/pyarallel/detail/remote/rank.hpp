@@ -36,16 +36,15 @@
 
 namespace pyarallel::detail {
 
-/// An item as it came: `bytes` is the attempt's number, and the encoded item.
+/// An item, or several that follow each other, as they came.
 struct RankItem {
-  std::uint32_t place = 0;
-  std::uint64_t index = 0;
+  RemoteHead head;
   Bytes bytes;
 };
 
-/// A value as it goes.
+/// What became of them: frames for rank 0.
 struct RankValue {
-  Bytes bytes;
+  Bytes frames;
 };
 
 }  // namespace pyarallel::detail
@@ -53,14 +52,11 @@ struct RankValue {
 // Between a rank and its forked workers.
 template <>
 struct pyarallel::Codec<pyarallel::detail::RankItem> {
-  static void encode(const detail::RankItem& item, Bytes& out) {
-    detail::append(out, &item.index, sizeof item.index);
-    detail::append(out, item.bytes.data(), item.bytes.size());
-  }
+  static void encode(const detail::RankItem& item, Bytes& out) { detail::append_frame(out, item.head, item.bytes); }
   static detail::RankItem decode(std::span<const std::byte>& in) {
     detail::RankItem item;
-    std::memcpy(&item.index, in.data(), sizeof item.index);
-    item.bytes.assign(in.begin() + sizeof item.index, in.end());
+    std::memcpy(&item.head, in.data(), sizeof item.head);
+    item.bytes.assign(in.begin() + sizeof item.head, in.end());
     in = {};
     return item;
   }
@@ -68,7 +64,7 @@ struct pyarallel::Codec<pyarallel::detail::RankItem> {
 template <>
 struct pyarallel::Codec<pyarallel::detail::RankValue> {
   static void encode(const detail::RankValue& value, Bytes& out) {
-    detail::append(out, value.bytes.data(), value.bytes.size());
+    detail::append(out, value.frames.data(), value.frames.size());
   }
   static detail::RankValue decode(std::span<const std::byte>& in) {
     const detail::RankValue value{{in.begin(), in.end()}};
@@ -107,10 +103,10 @@ class RankItems {
     waiting_.pop_front();
     return item;
   }
-  std::uint32_t take_back() {
-    const std::uint32_t place = waiting_.back().place;
+  RemoteHead take_back() {
+    const RemoteHead head = waiting_.back().head;
     waiting_.pop_back();
-    return place;
+    return head;
   }
   void set_ended() noexcept { ended_ = true; }
 
@@ -122,25 +118,94 @@ class RankItems {
 template <>
 inline constexpr bool items_arrive<RankItems> = true;
 
+/// Writes down what becomes of items that run one behind the other.
+class RankSink final : public RemoteSink {
+ public:
+  RankSink(const RemoteHead& head, const Run& run, Bytes& frames) : head_(head), run_(run), frames_(frames) {
+    first_ = static_cast<std::size_t>(head.index);
+    last_ = first_ + head.count;
+    begin_values();
+  }
+  RankSink(const RankSink&) = delete;
+  RankSink& operator=(const RankSink&) = delete;
+
+  bool go_on(std::size_t index) override {
+    if (index == started_) return true;
+    // A block that turns out to be slow goes back (clause W1), and so does what has no time any more.
+    if (run_.closed()) return false;
+    if (index < look_at_) return true;
+    const auto now = std::chrono::steady_clock::now();
+    if (now - begun_ > longest) return false;
+    look_at_ = index + std::max<std::size_t>(1, (index - started_) / 2);
+    return true;
+  }
+
+  void fail(std::size_t index, const std::exception_ptr& error) override {
+    end_values(index);
+    const RemoteHead head{.kind = RemoteFrame::failure, .place = head_.place, .index = index};
+    append_frame_of(frames_, head, [&](Bytes& out) { encode_exception(error, out); });
+    first_ = index + 1;
+    begin_values();
+  }
+
+  /// `next`: the first that did not run.
+  void end(std::size_t next) {
+    end_values(next);
+    if (next == last_) return;
+    append_frame(frames_, {.kind = RemoteFrame::not_run,
+                           .place = head_.place,
+                           .count = static_cast<std::uint32_t>(last_ - next),
+                           .index = next});
+  }
+
+ private:
+  static constexpr std::chrono::microseconds longest{300};
+
+  void begin_values() {
+    values_at_ = frames_.size();
+    append_head(frames_, {.kind = RemoteFrame::values, .place = head_.place, .index = first_});
+  }
+  void end_values(std::size_t next) {
+    if (next == first_) {
+      frames_.resize(values_at_);
+      return;
+    }
+    RemoteHead head{.kind = RemoteFrame::values, .place = head_.place, .index = first_};
+    head.count = static_cast<std::uint32_t>(next - first_);
+    head.length = frames_.size() - values_at_ - sizeof head;
+    std::memcpy(frames_.data() + values_at_, &head, sizeof head);
+  }
+
+  const RemoteHead& head_;
+  const Run& run_;
+  Bytes& frames_;
+  std::size_t first_;  // whose value is in the frame that is being written
+  std::size_t last_;
+  std::size_t started_ = static_cast<std::size_t>(head_.index);
+  std::size_t look_at_ = started_ + 1;
+  std::size_t values_at_ = 0;
+  std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
+};
+
 /// fn as a rank calls it.
 struct RankFunction {
   RunEncoded* run;
   RemoteFunction function;
   std::size_t first_worker;
-  bool with_task;
+  const Run* const* run_state;  // null until the run begins
 
   template <class Item>
   static constexpr bool takes_task = true;
 
   RankValue operator()(const RankItem& item, const Task& task) const {
-    std::uint32_t attempt = 0;
-    std::memcpy(&attempt, item.bytes.data(), sizeof attempt);
-    const Task told{.index = static_cast<std::size_t>(item.index),
-                    .attempt = static_cast<int>(attempt),
-                    .worker = first_worker + task.worker,
-                    .stop = task.stop};
     RankValue value;
-    run(function, std::span{item.bytes}.subspan(sizeof attempt), told, value.bytes);
+    RankSink sink{item.head, **run_state, value.frames};
+    Task told{.index = static_cast<std::size_t>(item.head.index),
+              .attempt = static_cast<int>(item.head.attempt),
+              .worker = first_worker + task.worker,
+              .stop = task.stop};
+    run(function, item.head.count, item.bytes, told, value.frames, sink);
+    sink.end(told.index);
     return value;
   }
 };
@@ -171,8 +236,8 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
   Pull admit([[maybe_unused]] std::size_t index, std::size_t slot, const Kept<RankItems>& item) {
     const bool admitted = driver().guarded([&] {
       values_.grow_to(slot + 1);
-      if (places_.size() <= slot) places_.resize(slot + 1);
-      places_[slot] = item.get().place;
+      if (heads_.size() <= slot) heads_.resize(slot + 1);
+      heads_[slot] = item.get().head;
     });
     return admitted ? Pull::placed : Pull::none;
   }
@@ -180,50 +245,67 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
   void store([[maybe_unused]] std::span<const Resolved> items) const noexcept {}
 
   bool settle(const Resolved& item) {
-    ++settled_;
-    const RemoteHead head{.place = places_[item.slot],
-                          .number = static_cast<std::uint64_t>(item.receipt.duration.count())};
+    RemoteHead& head = heads_[item.slot];
+    settled_ += head.count;
+    head.number = static_cast<std::uint64_t>(item.receipt.duration.count());
     if (!item.ran) {
-      tell(RemoteFrame::not_run, head, {});
+      tell(RemoteFrame::not_run, head);
     } else if (item.interrupted) {
-      tell(RemoteFrame::interrupted, head, {});
+      tell(RemoteFrame::interrupted, head);
     } else if (item.error) {
       tell_failure(head, item.error);
     } else {
       RankValue* const value = values_.at(item.slot);
-      tell(RemoteFrame::value, head, value->bytes);
+      send(head, value->frames);
       std::destroy_at(value);
     }
     return true;
   }
 
+  /// On the driver's thread.
   template <class Arg>
   void run_directly([[maybe_unused]] std::size_t index, Arg& item) {
-    ++settled_;
+    const RemoteHead head = item.head;
+    settled_ += head.count;
     Task task;
-    const RemoteHead head{.place = item.place};
     if (const std::exception_ptr error = call_once(task, index, item, direct_value_.get())) {
       tell_failure(head, error);
     } else {
-      tell(RemoteFrame::value, head, direct_value_.get()->bytes);
+      send(head, direct_value_.get()->frames);
       std::destroy_at(direct_value_.get());
     }
   }
 
  private:
-  void tell(RemoteFrame kind, RemoteHead head, std::span<const std::byte> bytes) {
+  void tell(RemoteFrame kind, RemoteHead head) {
     head.kind = kind;
-    append_frame(out_, head, bytes);
+    append_frame(out_, head);
   }
 
+  /// An exception that is not one of fn's: nothing is known of any of the items.
   void tell_failure(RemoteHead head, const std::exception_ptr& error) {
     head.kind = RemoteFrame::failure;
-    append_frame_of(out_, head, [&](Bytes& out) { encode_exception(error, out); });
+    for (std::size_t left = std::exchange(head.count, 1); left > 0; --left, ++head.index) {
+      append_frame_of(out_, head, [&](Bytes& out) { encode_exception(error, out); });
+    }
+  }
+
+  void send(const RemoteHead& head, Bytes& frames) {
+    const std::size_t at = out_.size();
+    if (out_.empty()) {
+      out_.swap(frames);
+    } else {
+      append(out_, frames.data(), frames.size());
+    }
+    // How long a single item took is known only now.
+    if (head.count == 1) {
+      std::memcpy(out_.data() + at + offsetof(RemoteHead, number), &head.number, sizeof head.number);
+    }
   }
 
   Bytes& out_;
-  GrowingArray<RankValue> values_;     // by slot
-  std::vector<std::uint32_t> places_;  // at rank 0, by slot
+  GrowingArray<RankValue> values_;  // by slot
+  std::vector<RemoteHead> heads_;   // by slot
   Records records_{false, 0};
   RawPlace<RankValue> direct_value_;
   std::size_t settled_ = 0;
@@ -270,16 +352,14 @@ class Rank {
         job_ = Codec<RankJob>::decode(bytes);
         items_.emplace();
         stops_ = 0;
+        failed_ = false;
         return;
-      case RemoteFrame::item:
-        if (stops_ > 0 || failed_) {
-          append_frame(out_, {.kind = RemoteFrame::not_run, .place = head.place});
-        } else {
-          items_->add({head.place, head.number, {bytes.begin(), bytes.end()}});
-        }
+      case RemoteFrame::items:
+        items_->add({head, {bytes.begin(), bytes.end()}});
+        if (stops_ > 0 || failed_) give_back();
         return;
       case RemoteFrame::give_back:
-        for (std::uint64_t left = head.number; left > 0 && !items_->empty(); --left) give_back();
+        for (std::size_t given = 0; given < head.count && !items_->empty();) given += give_back();
         append_frame(out_, {.kind = RemoteFrame::gave_back});
         flush();
         return;
@@ -298,20 +378,25 @@ class Rank {
     }
   }
 
-  void give_back() { append_frame(out_, {.kind = RemoteFrame::not_run, .place = items_->take_back()}); }
+  /// The last that came, of those that have not begun. Returns how many items that are.
+  std::size_t give_back() {
+    RemoteHead head = items_->take_back();
+    head.kind = RemoteFrame::not_run;
+    append_frame(out_, head);
+    return head.count;
+  }
 
   // A run ---------------------------------------------------------------------------------------------
 
   void run() {
     const RankJob job = *std::exchange(job_, std::nullopt);
-    failed_ = false;
     try {
       RunEncoded* const code = RemoteCallEntry::find(job.call);
       if (code == nullptr || job.function >= functions_.size()) {
         throw std::runtime_error("pyarallel: this rank does not know the call " + job.call +
                                  ": is it from a library that is not loaded here?");
       }
-      const RankFunction function{code, functions_[job.function], job.first_worker, job.takes_task};
+      const RankFunction function{code, functions_[job.function], job.first_worker, &run_state_};
       const Plan plan = plan_for(job);
       if (plan.has_crew()) {
         run_on<ForkedRun<RankRunner, RankItems>>(function, plan);
@@ -340,22 +425,25 @@ class Rank {
     plan.max_tasks_per_worker = job.max_tasks_per_worker;
     plan.worker_memory_limit = job.worker_memory_limit;
     plan.worker_init = options_.worker_init;
-    plan.reported = job.one_by_one;
+    plan.reported = true;        // each item's duration is told, and none waits for the one before
+    plan.window = plan.workers;  // what has not begun can be given back
     plan.never_inline = true;
     return plan;
   }
 
-  template <class Run>
+  template <class WhereItRuns>
   void run_on(const RankFunction& function, const Plan& plan) {
     while (!items_->ready() && stops_ == 0) {
+      flush();
       if (!look()) pause_.pass(TimePoint::max());
     }
     if (items_->empty()) return;
     const RankRunner::Options options{out_};
-    Run run{*items_, function, options, plan};
+    WhereItRuns run{*items_, function, options, plan};
     RankRunner& runner = run.runner();
     TimePoint look_again = TimePoint::min();
     runner.driver().look_again_at(look_again);
+    run_state_ = &runner.run();
     Pace pace{*this, runner};
     int stops = 0;
     const auto listen = [&] {
@@ -372,15 +460,9 @@ class Rank {
     };
     if (run.begin()) {
       while (!run.admission().finished() && !runner.run().closed()) {
-        if constexpr (Run::runs_in_this_process) {
-          const auto run_item = [&](std::size_t index, const RankItem& item) { runner.run_directly(index, item); };
-          for (std::size_t i = 0; i < most_unheard && !items_->empty(); ++i) {
-            if (!run.run_directly(run_item, false)) break;
-          }
-        }
         const auto enough = [&] {
           listen();
-          return !items_->empty() && !run.workers_matter();
+          return false;
         };
         run.advance(enough);
       }
@@ -399,10 +481,10 @@ class Rank {
       const TimePoint now = clock().now();
       const std::size_t items = runner_.settled() - settled_;
       if (items > 0 && was_busy_) {
-        pace_ = (now - busy_since_) * static_cast<Duration::rep>(runner_.workers()) / static_cast<Duration::rep>(items);
-        pace_ = std::max(pace_, Duration{1});
-        if (pace_ > told_ + told_ / 4 || pace_ < told_ - told_ / 4) {
-          append_frame(rank_.out_, {.kind = RemoteFrame::pace, .number = static_cast<std::uint64_t>(pace_.count())});
+        const auto spent = static_cast<double>((now - busy_since_).count()) * 1e3;
+        pace_ = std::max(1.0, spent * static_cast<double>(runner_.workers()) / static_cast<double>(items));
+        if (pace_ > told_ * 1.25 || pace_ < told_ * 0.75) {
+          append_frame(rank_.out_, {.kind = RemoteFrame::pace, .number = static_cast<std::uint64_t>(pace_)});
           told_ = pace_;
         }
       }
@@ -420,8 +502,8 @@ class Rank {
     std::size_t settled_ = 0;
     bool was_busy_ = true;
     TimePoint busy_since_;
-    Duration pace_{};
-    Duration told_{};
+    double pace_ = 0;  // picoseconds
+    double told_ = 0;
   };
 
   void fail(const std::exception_ptr& exception) {
@@ -435,12 +517,11 @@ class Rank {
     if (!out_.empty()) link_.send(rank_0_, out_);
   }
 
-  static constexpr std::size_t most_unheard = 64;  // items that run between two looks at what has come
-
   Link& link_;
   const std::size_t rank_0_;
   const std::span<const RemoteFunction> functions_;
   const RankOptions options_;
+  const Run* run_state_ = nullptr;  // of the run that goes on
   FrameSplitter in_;
   Bytes out_;
   PollPause pause_;

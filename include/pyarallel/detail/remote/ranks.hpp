@@ -60,8 +60,8 @@ class Ranks {
     Turn(Ranks& ranks, Link& link, std::span<const RankPeer> peers, const RemoteJob& job, std::size_t number)
         : ranks_(ranks), run_(link, peers, job, number) {}
     ~Turn() override { end(); }
-    bool wants_items() override { return run_.wants_items(); }
-    void hand_over(const RemoteItem& item) override { run_.hand_over(item); }
+    std::size_t wants_items() override { return run_.wants_items(); }
+    void hand_over(const RemoteItems& items) override { run_.hand_over(items); }
     std::span<const RemoteOutcome> wait(TimePoint due) override { return run_.wait(due); }
     void stop(bool kill) override { run_.stop(kill); }
     void wake() noexcept override { run_.wake(); }

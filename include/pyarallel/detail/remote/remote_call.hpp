@@ -5,9 +5,11 @@
 #include <atomic>
 #include <cstddef>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <typeinfo>
@@ -18,7 +20,16 @@
 #include "pyarallel/remote_executor.hpp"
 #include "pyarallel/status.hpp"
 
-namespace pyarallel::detail {
+namespace pyarallel {
+
+template <class F>
+class ParallelFunction;
+
+namespace detail {
+
+/// One for each type, also where two files of a program have types of the same name that are their own.
+template <class F>
+inline constexpr char remote_tag = 0;
 
 /// `F`: a function, a pointer to one, or a function object.
 template <class F>
@@ -29,13 +40,49 @@ RemoteFunction remote_function(F& fn) noexcept {
   } else if constexpr (std::is_pointer_v<Plain> && std::is_function_v<std::remove_pointer_t<Plain>>) {
     return {.type = &typeid(std::remove_pointer_t<Plain>), .code = reinterpret_cast<void (*)()>(fn)};
   } else {
-    return {.type = &typeid(Plain), .object = std::addressof(fn), .holds_nothing = std::is_empty_v<Plain>};
+    return {.type = &typeid(Plain),
+            .object = std::addressof(fn),
+            .tag = std::is_empty_v<Plain> ? &remote_tag<Plain> : nullptr};
   }
 }
 
-/// Runs an encoded item, and appends the encoded value. Throws what fn throws, and what decoding and encoding throw.
-using RunEncoded = void(const RemoteFunction& function, std::span<const std::byte> item, const Task& task,
-                        Bytes& value);
+/// What a ParallelFunction's copies share is the function.
+template <class F>
+RemoteFunction remote_function(const ParallelFunction<F>& fn) noexcept {
+  return remote_function(fn.target());
+}
+template <class F>
+RemoteFunction remote_function(ParallelFunction<F>& fn) noexcept {
+  return remote_function(fn.target());
+}
+
+/// `Invoke` with the function behind it, where that is a ParallelFunction.
+template <class Invoke>
+struct RemoteInvoke {
+  using type = Invoke;
+};
+template <template <class> class Invoke, class F>
+  requires requires { typename F::pyarallel_target; }
+struct RemoteInvoke<Invoke<F>> {
+  using type = Invoke<typename F::pyarallel_target&>;
+};
+
+/// What the code of a call says about items that it runs one behind the other.
+class RemoteSink {
+ public:
+  /// Before each item: false if the rest should not run.
+  virtual bool go_on(std::size_t index) = 0;
+  /// The item has no value, and nothing of it is in `values`.
+  virtual void fail(std::size_t index, const std::exception_ptr& error) = 0;
+
+ protected:
+  ~RemoteSink() = default;
+};
+
+/// Runs encoded items, `task.index` being the first one's, and appends their encoded values. Throws nothing but what
+/// the sink throws.
+using RunEncoded = void(const RemoteFunction& function, std::size_t count, std::span<const std::byte> items, Task& task,
+                        Bytes& values, RemoteSink& sink);
 
 /// An entry in the list of all calls of this program that may run on other machines. Made before main(), and with a
 /// plugin that is loaded.
@@ -49,18 +96,27 @@ class RemoteCallEntry {
   RemoteCallEntry(const RemoteCallEntry&) = delete;
   RemoteCallEntry& operator=(const RemoteCallEntry&) = delete;
 
-  std::string_view name() const noexcept { return name_; }
+  /// The same in every copy of the program. O(calls in the program), as find().
+  std::string name() const {
+    // Types that files have for themselves may have the same name in several of them. The order of such entries is that
+    // of the files in the program.
+    std::size_t older = 0;
+    for (const RemoteCallEntry* entry = next_; entry != nullptr; entry = entry->next_) older += same_name(*entry);
+    return name_ + ('#' + std::to_string(older));
+  }
 
-  /// Null: there is no such call. O(calls in the program).
-  static RunEncoded* find(std::string_view name) noexcept {
+  /// Null: there is no such call.
+  static RunEncoded* find(std::string_view name) {
     for (const RemoteCallEntry* entry = first().load(std::memory_order_acquire); entry != nullptr;
          entry = entry->next_) {
-      if (entry->name_ == name) return entry->run_;
+      if (name.starts_with(entry->name_) && entry->name() == name) return entry->run_;
     }
     return nullptr;
   }
 
  private:
+  bool same_name(const RemoteCallEntry& other) const noexcept { return std::strcmp(name_, other.name_) == 0; }
+
   static std::atomic<const RemoteCallEntry*>& first() noexcept {
     static constinit std::atomic<const RemoteCallEntry*> entry{nullptr};
     return entry;
@@ -74,27 +130,45 @@ class RemoteCallEntry {
 /// `Invoke`: as ItemFunction.
 template <class R, class Items, class Invoke>
 struct RemoteCall {
-  static void run(const RemoteFunction& function, std::span<const std::byte> bytes, const Task& task, Bytes& value) {
-    using Reference = decltype(Invoke::fn);
-    using F = std::remove_reference_t<Reference>;
-    auto item = Codec<item_t<Items>>::decode(bytes);
-    const auto call = [&](F& fn) {
-      Invoke invoke{fn};
-      auto& arg = static_cast<std::remove_reference_t<item_arg_t<Items>>&>(item);
-      if constexpr (std::is_void_v<decltype(invoke(arg, task))>) {
-        invoke(arg, task);
-        Codec<R>::encode(R{}, value);
-      } else {
-        Codec<R>::encode(R(invoke(arg, task)), value);
-      }
-    };
+  static void run(const RemoteFunction& function, std::size_t count, std::span<const std::byte> items, Task& task,
+                  Bytes& values, RemoteSink& sink) {
+    using F = std::remove_reference_t<decltype(RemoteInvoke<Invoke>::type::fn)>;
     if constexpr (std::is_function_v<F>) {
-      call(*reinterpret_cast<F*>(function.code));
+      run_on(*reinterpret_cast<F*>(function.code), count, items, task, values, sink);
     } else if constexpr (std::is_pointer_v<std::remove_cv_t<F>>) {
       F pointer = reinterpret_cast<std::remove_cv_t<F>>(function.code);
-      call(pointer);
+      run_on(pointer, count, items, task, values, sink);
     } else {
-      call(*static_cast<F*>(const_cast<void*>(function.object)));
+      run_on(*static_cast<F*>(const_cast<void*>(function.object)), count, items, task, values, sink);
+    }
+  }
+
+  template <class F>
+  static void run_on(F& fn, std::size_t count, std::span<const std::byte> items, Task& task, Bytes& values,
+                     RemoteSink& sink) {
+    typename RemoteInvoke<Invoke>::type invoke{fn};
+    for (const std::size_t last = task.index + count; task.index < last; ++task.index) {
+      if (!sink.go_on(task.index)) return;
+      const std::size_t before = values.size();
+      bool decoded = false;
+      try {
+        auto item = Codec<item_t<Items>>::decode(items);
+        decoded = true;
+        auto& arg = static_cast<std::remove_reference_t<item_arg_t<Items>>&>(item);
+        if constexpr (std::is_void_v<decltype(invoke(arg, std::as_const(task)))>) {
+          invoke(arg, std::as_const(task));
+          Codec<R>::encode(R{}, values);
+        } else {
+          Codec<R>::encode(R(invoke(arg, std::as_const(task))), values);
+        }
+      } catch (...) {
+        values.resize(before);
+        sink.fail(task.index, std::current_exception());
+        if (decoded) continue;
+        // Nobody knows where the next one begins.
+        while (++task.index < last) sink.fail(task.index, std::current_exception());
+        return;
+      }
     }
   }
 
@@ -102,4 +176,5 @@ struct RemoteCall {
   inline static const RemoteCallEntry entry{typeid(RemoteCall).name(), &run};
 };
 
-}  // namespace pyarallel::detail
+}  // namespace detail
+}  // namespace pyarallel

@@ -128,6 +128,30 @@ class ForkedRun final : private ForkedWork {
     return bytes_;
   }
 
+  std::span<const std::byte> encode(Range items) override {
+    bytes_.clear();
+    if constexpr (by_index && Serializable<Item>) {
+      const auto first = static_cast<std::iter_difference_t<std::ranges::iterator_t<Items>>>(items.first);
+      const auto last = static_cast<std::iter_difference_t<std::ranges::iterator_t<Items>>>(items.last);
+      for (auto i = first; i != last; ++i) Codec<Item>::encode((*first_)[i], bytes_);
+    }
+    return bytes_;
+  }
+
+  std::size_t keep_values(Range items, std::span<const std::byte> bytes, std::exception_ptr& error) override {
+    std::size_t index = items.first;
+    if constexpr (Runner::keeps_values_by_index) {
+      try {
+        for (; index < items.last; ++index) {
+          ::new (static_cast<void*>(runner_.place(index))) R(Codec<R>::decode(bytes));
+        }
+      } catch (...) {
+        error = std::current_exception();
+      }
+    }
+    return index;
+  }
+
   bool all_admitted() override { return admission_->ended(); }
   bool all_settled() override { return admission_->finished(); }
 
@@ -259,7 +283,13 @@ class ForkedRun final : private ForkedWork {
   static ForkedJob job_for(Items& items, Invoke& invoke, const Plan& plan) {
     require_codec_for_sent_items<Items>();
     const std::size_t size = known_size(items);
-    const bool claims = by_index && Runner::keeps_values_by_index && !plan.driver_looks() && plan.remote == nullptr;
+    bool claims = by_index && Runner::keeps_values_by_index && !plan.driver_looks();
+    // On other machines blocks of items, too, but only where each item's outcome, or the moment when the last one may
+    // begin (clause E1), is nobody's concern, and none of them can take the others with it.
+    if (plan.remote != nullptr && (plan.executor == Executor::process || plan.measured() || plan.chunk == 1 ||
+                                   plan.window > 0 || plan.has_max_errors())) {
+      claims = false;
+    }
     ForkedJob job = make_forked_job(plan, by_index, claims, Runner::sized, size, Runner::worker_count(plan, size));
     if constexpr (Serializable<Item> && requires { invoke.fn; }) {
       if (plan.remote != nullptr) {

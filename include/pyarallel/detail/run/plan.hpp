@@ -67,9 +67,8 @@ struct Plan {
   bool measured() const noexcept { return has_policy() || driver_looks() || reported || (timeout && !has_crew()); }
 
   /// The run may end while there are items left.
-  bool may_stop_early() const noexcept {
-    return stop.stop_possible() || timeout || max_errors != std::numeric_limits<std::size_t>::max();
-  }
+  bool may_stop_early() const noexcept { return stop.stop_possible() || timeout || has_max_errors(); }
+  bool has_max_errors() const noexcept { return max_errors != std::numeric_limits<std::size_t>::max(); }
 
   /// Somebody may have to be woken or told when the run stops.
   bool needs_stop_token() const noexcept { return takes_task || has_policy(); }
