@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <deque>
 #include <exception>
 #include <map>
 #include <memory>
@@ -83,16 +84,17 @@ class RemoteCrew final : public Crew {
     while (true) {
       stop_if_stopped();
       const TimePoint now = clock().now();
-      const TimePoint next = std::min(send_due(now), stopped_ ? TimePoint::max() : deadline_of_wait());
+      const TimePoint next = std::min(send_due(now), deadline_of_wait());
+      send_ready();
       close_if_too_late();
-      const bool more_to_know = out_ > 0 || !waiting_.empty();
-      if (!outcomes.empty() || !resolved_.empty() || !more_to_know) due = TimePoint::min();
-      for (const RemoteOutcome& outcome : listen(std::min(due, next))) hear(outcome, outcomes);
+      if (!outcomes.empty() || !resolved_.empty() || (out_ == 0 && waiting_.empty())) due = TimePoint::min();
+      const auto heard = listen(std::min(due, next));
+      for (const RemoteOutcome& outcome : heard) hear(outcome, outcomes);
       std::ranges::move(resolved_, std::back_inserter(outcomes));
       resolved_.clear();
-      if (!outcomes.empty() || woken_.exchange(false) || run_->closed() != seen_closed_) break;
-      if (out_ == 0 && (waiting_.empty() || run_->closed())) break;
-      if (clock().now() >= due) break;
+      // There may be room for more.
+      if (!heard.empty() || !outcomes.empty()) break;
+      if (woken_.exchange(false) || run_->closed() != seen_closed_ || clock().now() >= due) break;
     }
     seen_closed_ = run_->closed();
   }
@@ -103,11 +105,17 @@ class RemoteCrew final : public Crew {
       if (waiting.token) bucket_behind(*plan_.limiter).give_back(now, *waiting.token);
       give_up(waiting.place, now, resolved_);
     }
+    reserved_ = 0;
+    for (const std::size_t place : std::exchange(without_token_, {})) give_up(place, now, resolved_);
     for (const std::size_t place : std::exchange(too_late_, {})) give_up(place, now, resolved_);
+    for (const std::size_t place : std::exchange(ready_, {})) give_up(place, now, resolved_);
     return {};
   }
 
-  bool nobody_inside() override { return out_ == 0 && waiting_.empty() && too_late_.empty() && resolved_.empty(); }
+  bool nobody_inside() override {
+    return out_ == 0 && waiting_.empty() && without_token_.empty() && ready_.empty() && too_late_.empty() &&
+           resolved_.empty();
+  }
 
   void wake() noexcept override {
     woken_.store(true, std::memory_order_release);
@@ -131,18 +139,17 @@ class RemoteCrew final : public Crew {
   };
 
   bool admit_one() {
-    if (run_->closed()) return false;
-    const std::size_t wanted = remote_->wants_items();
-    if (wanted == 0) return false;
-    if (job_.claims) return send_block(wanted);
-    if (!too_late_.empty() || (plan_.limiter && waiting_.size() >= job_.workers + ahead)) return false;
+    if (run_->closed() || !too_late_.empty()) return false;
+    if (job_.claims) return send_block(remote_->wants_items());
     AdmittedItem admitted;
     const Pull pull = work_->admit(admitted);
     if (pull != Pull::placed) return pull == Pull::resolved;
     if (items_.size() <= admitted.place) items_.resize(admitted.place + 1);
     items_[admitted.place] = {.index = admitted.index};
     if (plan_.limiter) {
-      wait_for_token(admitted.place);
+      without_token_.push_back(admitted.place);
+    } else if (!ready_.empty() || remote_->wants_items() == 0) {
+      ready_.push_back(admitted.place);
     } else if (!driver_->guarded([&] { send(admitted.place, admitted.bytes); })) {
       resolved_.push_back({.index = admitted.index, .slot = admitted.place, .ran = false});
     }
@@ -155,6 +162,7 @@ class RemoteCrew final : public Crew {
 
   /// Sends up to so many items, those that came back first.
   bool send_block(std::size_t most) {
+    if (most == 0) return false;
     Range block;
     if (!came_back_.empty()) {
       Range& first = came_back_.back();
@@ -205,21 +213,26 @@ class RemoteCrew final : public Crew {
 
   // Single items ---------------------------------------------------------------------------------------
 
-  /// The next token is reserved ahead of its time, so that a late look at the clock costs none.
-  void wait_for_token(std::size_t place) {
-    const auto token = bucket_behind(*plan_.limiter).reserve(clock().now(), 1, run_->deadline());
-    if (token) {
-      waiting_.emplace(token->due, Waiting{place, token});
-      return;
+  /// Tokens are reserved ahead of their time, so that a late look at the clock costs none; but no more of them than
+  /// there would be callers waiting elsewhere, for others may share the budget.
+  void reserve_tokens(TimePoint now) {
+    constexpr std::size_t ahead = 16;
+    while (!without_token_.empty() && reserved_ < std::max(ahead, job_.workers) && too_late_.empty()) {
+      const std::size_t place = without_token_.front();
+      const auto token = bucket_behind(*plan_.limiter).reserve(now, 1, run_->deadline());
+      if (token) {
+        waiting_.emplace(token->due, Waiting{place, token});
+        ++reserved_;
+      } else {
+        too_late_.push_back(place);  // it would come only after the deadline (clause L4)
+      }
+      without_token_.pop_front();
     }
-    too_late_.push_back(place);  // it would come only after the deadline (clause L4)
   }
 
   /// Nothing waits any more that could still go out in time.
   void close_if_too_late() {
-    if (too_late_.empty() || !waiting_.empty()) return;
-    run_->close(StopReason::timed_out);
-    for (const std::size_t place : std::exchange(too_late_, {})) give_up(place, clock().now(), resolved_);
+    if (!too_late_.empty() && waiting_.empty() && ready_.empty()) run_->close(StopReason::timed_out);
   }
 
   /// There will be no further attempt, or none at all.
@@ -234,23 +247,32 @@ class RemoteCrew final : public Crew {
 
   /// Sends what waits and is due. Returns when the next is.
   TimePoint send_due(TimePoint now) {
-    while (!waiting_.empty() && !run_->closed()) {
+    if (run_->closed()) return TimePoint::max();
+    reserve_tokens(now);
+    while (!waiting_.empty()) {
       const auto first = waiting_.begin();
       if (first->first > now) return first->first;
       const Waiting waiting = first->second;
       waiting_.erase(first);
+      if (waiting.token) --reserved_;
       if (plan_.limiter && (!waiting.token || bucket_behind(*plan_.limiter).overtaken(*waiting.token))) {
-        wait_for_token(waiting.place);
-        continue;
+        without_token_.push_front(waiting.place);
+      } else {
+        ready_.push_back(waiting.place);
       }
-      send_again(waiting.place);
+      reserve_tokens(now);
     }
     return TimePoint::max();
   }
 
-  void send_again(std::size_t place) {
-    if (driver_->guarded([&] { send(place, work_->encode(place)); })) return;
-    resolved_.push_back({.index = items_[place].index, .slot = place, .ran = false});
+  /// Sends what may go, while somebody wants it.
+  void send_ready() {
+    while (!ready_.empty() && !run_->closed() && remote_->wants_items() > 0) {
+      const std::size_t place = ready_.front();
+      ready_.pop_front();
+      if (driver_->guarded([&] { send(place, work_->encode(place)); })) continue;
+      give_up(place, clock().now(), resolved_);
+    }
   }
 
   void send(std::size_t place, std::span<const std::byte> bytes) {
@@ -319,7 +341,7 @@ class RemoteCrew final : public Crew {
       case RemoteOutcome::Kind::not_run:
         --item.attempts;
         if (!run_->closed()) {
-          send_again(place);
+          ready_.push_front(place);
           return;
         }
         if (item.attempts > 0) {
@@ -369,8 +391,6 @@ class RemoteCrew final : public Crew {
   /// After a stop that lets what runs come to its end, the deadline may still come.
   TimePoint deadline_of_wait() const { return run_->stopped() && !killed_ ? run_->deadline() : TimePoint::max(); }
 
-  static constexpr std::size_t ahead = 64;  // tokens
-
   const Plan& plan_;
   const ForkedJob job_;
   mutable RunState state_;
@@ -378,9 +398,12 @@ class RemoteCrew final : public Crew {
   Run* run_ = nullptr;
   Driver* driver_ = nullptr;
   ForkedWork* work_ = nullptr;
-  std::vector<Item> items_;  // by place
-  std::size_t out_ = 0;      // items, on other machines
+  std::vector<Item> items_;                // by place
+  std::size_t out_ = 0;                    // items, on other machines
+  std::deque<std::size_t> without_token_;  // places of items that want one
   std::multimap<TimePoint, Waiting> waiting_;
+  std::size_t reserved_ = 0;           // tokens of those that wait
+  std::deque<std::size_t> ready_;      // places of items that go out as soon as somebody wants them
   std::vector<std::size_t> too_late_;  // places of items whose token comes after the deadline
   std::vector<Resolved> resolved_;     // here, and not told of yet
   std::size_t next_ = 0;               // of input that is found by index
