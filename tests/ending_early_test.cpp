@@ -635,7 +635,8 @@ TEST_CASE("E3 one token stops calls within calls") {
               return item;
             },
             numbers(100), options);
-        return inner.cancelled() ? 1 : 0;
+        // Its last item may have come before the news of the stop, which then changes nothing (clause R5).
+        return inner.cancelled() || inner.ok() ? 1 : 0;
       },
       numbers(100), options);
   CHECK(result.cancelled());

@@ -949,13 +949,16 @@ TEST_CASE("E4 a late attempt on a thread is asked to stop and then retried") {
   FakeClock clock{FakeClock::Mode::manual};
   const ClockOverride use{clock};
   Gate begun;
+  Gate first_item_ended;
   Meanwhile later{[&] {
     begun.wait();
+    first_item_ended.wait();
     clock.wait_for_waiters(1);  // the calling thread keeps the time
     clock.advance(1001ms);
   }};
   const auto result = parallel_map(
       [&](int n, const Task& task) {
+        if (n == 2) first_item_ended.open();  // whoever had that one has gone on
         if (n == 1 && task.attempt == 1) {
           begun.open();
           wait_until([&] { return task.stop.stop_requested(); });

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "pyarallel/codec.hpp"
+#include "pyarallel/detail/computed_once.hpp"
 #include "pyarallel/detail/parallelism.hpp"
 #include "pyarallel/detail/process/shared_memory.hpp"
 #include "pyarallel/remote_executor.hpp"
@@ -27,7 +28,7 @@ inline std::size_t available_parallelism() { return detail::read_available_paral
 /// thread: min(32, available_parallelism() + 4); process: available_parallelism(); sequential: 1.
 /// As it was when first asked for: a process is not expected to change its CPUs under way.
 inline std::size_t default_workers(Executor executor) {
-  static const std::size_t cpus = available_parallelism();
+  const std::size_t cpus = detail::computed_once<available_parallelism>();
   switch (executor) {
     case Executor::thread:
       return std::min<std::size_t>(32, cpus + 4);

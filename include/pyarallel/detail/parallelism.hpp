@@ -16,6 +16,8 @@
 #include <sched.h>
 #endif
 
+#include "pyarallel/detail/computed_once.hpp"
+
 namespace pyarallel::detail {
 
 inline std::size_t cpus_of_affinity() {
@@ -43,10 +45,7 @@ inline int this_cpu() noexcept {
 }
 
 /// The same as it was when first asked for: asking the kernel takes as long as a small call.
-inline std::size_t cpus_at_start() {
-  static const std::size_t cpus = cpus_of_affinity();
-  return cpus;
-}
+inline std::size_t cpus_at_start() { return computed_once<cpus_of_affinity>(); }
 
 /// The whole file, or nothing if it cannot be read. (Files of /proc and /sys have no size.)
 inline std::optional<std::string> read_file(const std::string& path) {

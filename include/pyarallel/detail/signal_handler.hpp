@@ -87,7 +87,8 @@ class CaughtSignal {
     fell_through_.store(false);
     newest_.store(listener.get());
     // Also where it was there already: a handler that runs now may be about to remove it.
-    if (::sigaction(signal, &ours(), nullptr) != 0) {
+    const struct sigaction action = ours();
+    if (::sigaction(signal, &action, nullptr) != 0) {
       const int error = errno;
       newest_.store(listener->next.load());
       wait_for_handlers(process);
@@ -142,15 +143,12 @@ class CaughtSignal {
     errno = error;
   }
 
-  static const struct sigaction& ours() noexcept {
-    static const struct sigaction action = [] {
-      struct sigaction made {};
-      made.sa_handler = &handle;
-      made.sa_flags = SA_RESTART | SA_ONSTACK;
-      // No other handler comes between: it might never return, and destructors wait for ours.
-      sigfillset(&made.sa_mask);
-      return made;
-    }();
+  static struct sigaction ours() noexcept {
+    struct sigaction action {};
+    action.sa_handler = &handle;
+    action.sa_flags = SA_RESTART | SA_ONSTACK;
+    // No other handler comes between: it might never return, and destructors wait for ours.
+    sigfillset(&action.sa_mask);
     return action;
   }
 
@@ -210,6 +208,7 @@ class CaughtSignal {
   // Takes our handler away if nobody wants it any more. What somebody else installed over it stays.
   void settle(int signal, pid_t process) noexcept {
     const struct sigaction* restored = nullptr;
+    const struct sigaction action = ours();
     while (true) {
       const struct sigaction* const next = wanted(process);
       const struct sigaction now = disposition(signal);
@@ -219,7 +218,7 @@ class CaughtSignal {
         // Somebody new installed ours, and we removed it.
         if (restored == nullptr || !same(now, *restored)) return;
       }
-      ::sigaction(signal, next != nullptr ? next : &ours(), nullptr);
+      ::sigaction(signal, next != nullptr ? next : &action, nullptr);
       restored = next;
     }
   }

@@ -12,7 +12,7 @@
 // atomic exchange puts it where that thread looks, and one takes it back if nobody came.
 //
 // Life and death. The pool is never destroyed: a call from a destructor of a static object must still
-// find it. At exit a static object joins the idle threads; threads that are busy then belong to a call
+// find it. At exit a handler joins the idle threads; threads that are busy then belong to a call
 // that some other thread has in progress, and are left alone, as exit() leaves any running thread.
 // Calls after that start threads that are joined when the job closes. A forked child has none of the
 // parent's threads: it starts over with a new pool.
@@ -23,6 +23,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <cstdlib>
 #include <iterator>
 #include <list>
 #include <mutex>
@@ -33,6 +34,7 @@
 
 #if __has_include(<unistd.h>)
 #include <pthread.h>
+#include <unistd.h>
 #endif
 
 #include "pyarallel/detail/function_ref.hpp"
@@ -141,32 +143,31 @@ class ThreadPool {
   ThreadPool() = default;
 
   static std::atomic<ThreadPool*>& current() noexcept {
-    static std::atomic<ThreadPool*> pool{nullptr};
+    static constinit std::atomic<ThreadPool*> pool{nullptr};
     return pool;
   }
 
+  // Without a lock, which a child that is forked meanwhile would wait for for ever. Threads that come at the same time
+  // all get here: then both handlers run more often, which does no harm. They are there before anybody sees a pool.
   static ThreadPool& create() {
-    static ThreadPool* const first = [] {
-      auto* pool = new ThreadPool;  // never deleted, see above
-      current().store(pool, std::memory_order_release);
 #if __has_include(<unistd.h>)
-      pthread_atfork(nullptr, nullptr, [] { current().store(new ThreadPool, std::memory_order_release); });
+    pthread_atfork(nullptr, nullptr, [] {
+      const ThreadPool* const pool = current().load(std::memory_order_acquire);
+      if (pool != nullptr && pool->process_ != ::getpid()) current().store(new ThreadPool, std::memory_order_release);
+    });
 #endif
-      return pool;
-    }();
-    static const struct JoinAtExit {
-      JoinAtExit() = default;
-      JoinAtExit(const JoinAtExit&) = delete;
-      JoinAtExit& operator=(const JoinAtExit&) = delete;
-      ~JoinAtExit() {
-        ThreadPool& pool = instance();
-        std::unique_lock lock{pool.mutex_};
-        pool.exiting_ = true;
-        pool.join_threads(lock);
-      }
-    } join_at_exit;
-    static_cast<void>(first);
-    return *current().load(std::memory_order_acquire);
+    std::atexit([] {
+      ThreadPool* const pool = current().load(std::memory_order_acquire);
+      if (pool == nullptr) return;
+      std::unique_lock lock{pool->mutex_};
+      pool->exiting_ = true;
+      pool->join_threads(lock);
+    });
+    auto* const mine = new ThreadPool;  // never deleted, see above
+    ThreadPool* first = nullptr;
+    if (current().compare_exchange_strong(first, mine, std::memory_order_acq_rel)) return *mine;
+    delete mine;
+    return *first;
   }
 
   // All that are not busy; they leave as soon as they see that the process exits.
@@ -410,6 +411,9 @@ class ThreadPool {
   std::size_t starting_ = 0;  // new, and not there yet
   std::size_t summoned_ = 0;  // of those that look out, the ones that will look for a job
   bool exiting_ = false;
+#if __has_include(<unistd.h>)
+  const pid_t process_ = ::getpid();
+#endif
   alignas(64) std::atomic<std::size_t> looking_out_{0};  // threads; changed under the mutex
   std::atomic<Job*> offered_{nullptr};
   std::atomic<std::size_t> offers_{0};  // to tell one from the next

@@ -87,7 +87,7 @@ RawArray<T> allocate_shared([[maybe_unused]] std::size_t count) {
 /// two copies of much. What is left of it is fit to be freed, and nothing else.
 inline void move_bytes(std::byte* to, std::byte* from, std::size_t size) noexcept {
 #if PYARALLEL_HAS_FORK
-  static const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
   const std::size_t step = 16 * page;
   const std::size_t before_first_page = (page - reinterpret_cast<std::uintptr_t>(from) % page) % page;
   for (std::size_t part = before_first_page; size > step; part = step) {
