@@ -129,6 +129,27 @@ TEST_CASE("T2 retries over ranks are decided by predicates here with what they c
   });
 }
 
+TEST_CASE("T2 over ranks retry_on sees the types that were thrown also where they do not survive the way") {
+  struct Unknown : std::runtime_error {
+    using runtime_error::runtime_error;
+  };
+  struct Derived : Unknown {
+    using Unknown::Unknown;
+  };
+  Function fn = [](int item, const Task&) -> int {
+    if (item == 1) throw Derived("try again");
+    if (item == 2) throw std::runtime_error("leave it");
+    return item;
+  };
+  on_ranks(fn, [&](LocalRanks& cluster) {
+    const auto result = parallel_map(
+        fn, numbers(4), {.executor = cluster, .retry = Retry{.attempts = 3, .backoff = 0s, .on = retry_on<Unknown>}});
+    CHECK(attempts_of(result) == Ints{1, 3, 1, 1});
+    CHECK(error_of(result, 1).is<RemoteError>());
+    CHECK(error_of(result, 2).is<std::runtime_error>());
+  });
+}
+
 TEST_CASE("T2 over ranks a predicate that throws ends the item without another attempt") {
   const Shared<Tally> calls;
   Function fn = [&](int item, const Task&) {

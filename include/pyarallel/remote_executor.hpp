@@ -37,6 +37,7 @@ struct RemoteJob {
   std::size_t chunk = 0;    ///< Items that are sent together; 0: as many as seems best.
   bool one_by_one = false;  ///< Somebody waits for each outcome: none should wait for the next item's.
   bool blocks = false;      ///< Items are handed over many at a time, and their outcomes may come so.
+  std::string_view filter = {};  ///< Which code says of an exception whether it may be retried; empty: all may.
   bool takes_task = false;
   std::optional<Duration> task_timeout = {};
   std::optional<std::size_t> max_tasks_per_worker = {};
@@ -65,6 +66,7 @@ struct RemoteOutcome {
   std::size_t index = 0;
   std::size_t count = 1;
   Duration duration = {};            ///< Of a single item.
+  bool may_be_retried = true;        ///< Of a failure: what RemoteJob::filter says.
   std::span<const std::byte> bytes;  ///< Valid until the next wait().
 };
 

@@ -6,9 +6,11 @@
 #include <optional>
 #include <stdexcept>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 
 #include "pyarallel/detail/clock.hpp"
+#include "pyarallel/detail/remote/named_code.hpp"
 #include "pyarallel/detail/require.hpp"
 #include "pyarallel/error.hpp"
 
@@ -22,6 +24,19 @@ struct retry_on_t {};
 template <class... E>
 inline constexpr retry_on_t<E...> retry_on{};
 
+namespace detail {
+
+/// Other machines ask it too, for they have the exception as it was thrown.
+using ErrorFilterCode = bool(const Error&);
+
+template <class... E>
+struct ErrorFilterOn {
+  static bool matches([[maybe_unused]] const Error& error) { return (error.is<E>() || ...); }
+  inline static const NamedCode<ErrorFilterCode> code{typeid(ErrorFilterOn).name(), &matches};
+};
+
+}  // namespace detail
+
 /// Which error types are retried. Default: any.
 class ErrorFilter {
  public:
@@ -29,12 +44,15 @@ class ErrorFilter {
 
   template <class... E>
   explicit(false) ErrorFilter(retry_on_t<E...>)
-      : matches_([]([[maybe_unused]] const Error& error) { return (error.is<E>() || ...); }) {}
+      : matches_(&detail::ErrorFilterOn<E...>::matches), code_(&detail::ErrorFilterOn<E...>::code) {}
 
   bool matches(const Error& error) const { return matches_ == nullptr || matches_(error); }
+  /// Null: all match.
+  const detail::NamedCode<detail::ErrorFilterCode>* code() const noexcept { return code_; }
 
  private:
-  bool (*matches_)(const Error&) = nullptr;
+  detail::ErrorFilterCode* matches_ = nullptr;
+  const detail::NamedCode<detail::ErrorFilterCode>* code_ = nullptr;
 };
 
 namespace detail {

@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -42,13 +43,16 @@ class RemoteCrew final : public Crew {
     run_ = &run;
     driver_ = &driver;
     work_ = &work;
+    const auto* const filter = plan_.retry != nullptr ? plan_.retry->on.code() : nullptr;
     driver.guarded([&] {
+      const std::string filter_name = filter != nullptr ? filter->name() : "";
       remote_ = plan_.remote->begin({.function = job_.function,
                                      .call = job_.call,
                                      .workers = job_.workers,
                                      .chunk = plan_.chunk,
                                      .one_by_one = job_.one_by_one,
                                      .blocks = job_.claims,
+                                     .filter = filter_name,
                                      .takes_task = plan_.takes_task,
                                      .task_timeout = plan_.task_timeout,
                                      .max_tasks_per_worker = plan_.max_tasks_per_worker,
@@ -324,7 +328,7 @@ class RemoteCrew final : public Crew {
         break;
       case RemoteOutcome::Kind::failure: {
         if (item.attempts == 1) item.first_start = clock().now() - outcome.duration;
-        Verdict verdict = judge(plan_, decoded(outcome.bytes), item.attempts);
+        Verdict verdict = judge(plan_, decoded(outcome.bytes), item.attempts, outcome.may_be_retried);
         if (verdict.again && !run_->stopped()) {
           item.error = std::move(verdict.error);
           waiting_.emplace(add_saturating(clock().now(), verdict.delay), Waiting{place, std::nullopt});

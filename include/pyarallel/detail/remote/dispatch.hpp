@@ -26,6 +26,7 @@ namespace pyarallel::detail {
 /// A RemoteJob as a rank is told of it.
 struct RankJob {
   std::string call;
+  std::string filter;
   std::size_t function = 0;  // its number among those served
   std::size_t workers = 1;   // on this rank
   std::size_t first_worker = 0;
@@ -55,6 +56,7 @@ class RankRun final : public RemoteRun {
       left -= peer.workers;
       numbers_[peer.number] = peers_.size();
       const RankJob told{.call = std::string(job.call),
+                         .filter = std::string(job.filter),
                          .function = function,
                          .workers = peer.workers,
                          .first_worker = first_worker,
@@ -254,6 +256,7 @@ class RankRun final : public RemoteRun {
                            .index = static_cast<std::size_t>(head.index),
                            .count = head.count,
                            .duration = Duration{static_cast<Duration::rep>(head.number)},
+                           .may_be_retried = head.attempt != 0,
                            .bytes = bytes});
     };
     switch (head.kind) {

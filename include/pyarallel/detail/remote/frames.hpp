@@ -22,7 +22,7 @@ enum class RemoteFrame : std::uint32_t {
   quit,
   // From a rank:
   values,   // of `count` items from `index` on; `number`: nanoseconds, of a single one
-  failure,  // of the item `index`: its exception
+  failure,  // of the item `index`: its exception; `attempt`: 1 if it may be retried, else 0
   not_run,
   interrupted,
   gave_back,    // all that it can

@@ -33,6 +33,8 @@
 #include "pyarallel/detail/run/pulled.hpp"
 #include "pyarallel/detail/run/raw_array.hpp"
 #include "pyarallel/detail/run/records.hpp"
+#include "pyarallel/error.hpp"
+#include "pyarallel/retry.hpp"
 
 namespace pyarallel::detail {
 
@@ -118,10 +120,18 @@ class RankItems {
 template <>
 inline constexpr bool items_arrive<RankItems> = true;
 
+/// Appends that an item failed. `filter`: null: it may be retried.
+inline void append_failure(Bytes& out, RemoteHead head, const std::exception_ptr& error, ErrorFilterCode* filter) {
+  head.kind = RemoteFrame::failure;
+  head.attempt = filter == nullptr || filter(Error{error}) ? 1 : 0;
+  append_frame_of(out, head, [&](Bytes& bytes) { encode_exception(error, bytes); });
+}
+
 /// Writes down what becomes of items that run one behind the other.
 class RankSink final : public RemoteSink {
  public:
-  RankSink(const RemoteHead& head, const Run& run, Bytes& frames) : head_(head), run_(run), frames_(frames) {
+  RankSink(const RemoteHead& head, const Run& run, ErrorFilterCode* filter, Bytes& frames)
+      : head_(head), run_(run), filter_(filter), frames_(frames) {
     first_ = static_cast<std::size_t>(head.index);
     last_ = first_ + head.count;
     begin_values();
@@ -142,8 +152,7 @@ class RankSink final : public RemoteSink {
 
   void fail(std::size_t index, const std::exception_ptr& error) override {
     end_values(index);
-    const RemoteHead head{.kind = RemoteFrame::failure, .place = head_.place, .index = index};
-    append_frame_of(frames_, head, [&](Bytes& out) { encode_exception(error, out); });
+    append_failure(frames_, {.place = head_.place, .index = index}, error, filter_);
     first_ = index + 1;
     begin_values();
   }
@@ -178,6 +187,7 @@ class RankSink final : public RemoteSink {
 
   const RemoteHead& head_;
   const Run& run_;
+  ErrorFilterCode* filter_;
   Bytes& frames_;
   std::size_t first_;  // whose value is in the frame that is being written
   std::size_t last_;
@@ -190,6 +200,7 @@ class RankSink final : public RemoteSink {
 /// fn as a rank calls it.
 struct RankFunction {
   RunEncoded* run;
+  ErrorFilterCode* filter;
   RemoteFunction function;
   std::size_t first_worker;
   const Run* const* run_state;  // null until the run begins
@@ -199,7 +210,7 @@ struct RankFunction {
 
   RankValue operator()(const RankItem& item, const Task& task) const {
     RankValue value;
-    RankSink sink{item.head, **run_state, value.frames};
+    RankSink sink{item.head, **run_state, filter, value.frames};
     Task told{.index = static_cast<std::size_t>(item.head.index),
               .attempt = static_cast<int>(item.head.attempt),
               .worker = first_worker + task.worker,
@@ -218,12 +229,13 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
   using Result = RankValue;
   struct Options {
     Bytes& out;  // frames for rank 0
+    ErrorFilterCode* filter;
   };
   static constexpr bool keeps_values_by_index = false;
 
   RankRunner(RankItems& items, const RankFunction& invoke, const Options& options, const Plan& plan,
              const Placement& placement)
-      : Base(items, invoke, plan, placement.state, placement.workplace), out_(options.out) {}
+      : Base(items, invoke, plan, placement.state, placement.workplace), out_(options.out), filter_(options.filter) {}
 
   Records& records() noexcept { return records_; }
   std::size_t settled() const noexcept { return settled_; }
@@ -284,9 +296,8 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
 
   /// An exception that is not one of fn's: nothing is known of any of the items.
   void tell_failure(RemoteHead head, const std::exception_ptr& error) {
-    head.kind = RemoteFrame::failure;
     for (std::size_t left = std::exchange(head.count, 1); left > 0; --left, ++head.index) {
-      append_frame_of(out_, head, [&](Bytes& out) { encode_exception(error, out); });
+      append_failure(out_, head, error, filter_);
     }
   }
 
@@ -304,6 +315,7 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
   }
 
   Bytes& out_;
+  ErrorFilterCode* filter_;
   GrowingArray<RankValue> values_;  // by slot
   std::vector<RemoteHead> heads_;   // by slot
   Records records_{false, 0};
@@ -391,12 +403,13 @@ class Rank {
   void run() {
     const RankJob job = *std::exchange(job_, std::nullopt);
     try {
-      RunEncoded* const code = RemoteCallEntry::find(job.call);
+      RunEncoded* const code = NamedCode<RunEncoded>::find(job.call);
       if (code == nullptr || job.function >= functions_.size()) {
         throw std::runtime_error("pyarallel: this rank does not know the call " + job.call +
                                  ": is it from a library that is not loaded here?");
       }
-      const RankFunction function{code, functions_[job.function], job.first_worker, &run_state_};
+      ErrorFilterCode* const filter = NamedCode<ErrorFilterCode>::find(job.filter);
+      const RankFunction function{code, filter, functions_[job.function], job.first_worker, &run_state_};
       const Plan plan = plan_for(job);
       if (plan.has_crew()) {
         run_on<ForkedRun<RankRunner, RankItems>>(function, plan);
@@ -438,7 +451,7 @@ class Rank {
       if (!look()) pause_.pass(TimePoint::max());
     }
     if (items_->empty()) return;
-    const RankRunner::Options options{out_};
+    const RankRunner::Options options{out_, function.filter};
     WhereItRuns run{*items_, function, options, plan};
     RankRunner& runner = run.runner();
     TimePoint look_again = TimePoint::min();

@@ -2,21 +2,17 @@
 // values. The same program runs there, so that code is there too, under the same name.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
-#include <cstring>
 #include <exception>
 #include <memory>
-#include <optional>
 #include <span>
-#include <string>
-#include <string_view>
 #include <type_traits>
 #include <typeinfo>
 #include <utility>
 
 #include "pyarallel/codec.hpp"
 #include "pyarallel/detail/invoke.hpp"
+#include "pyarallel/detail/remote/named_code.hpp"
 #include "pyarallel/remote_executor.hpp"
 #include "pyarallel/status.hpp"
 
@@ -84,49 +80,6 @@ class RemoteSink {
 using RunEncoded = void(const RemoteFunction& function, std::size_t count, std::span<const std::byte> items, Task& task,
                         Bytes& values, RemoteSink& sink);
 
-/// An entry in the list of all calls of this program that may run on other machines. Made before main(), and with a
-/// plugin that is loaded.
-class RemoteCallEntry {
- public:
-  RemoteCallEntry(const char* name, RunEncoded* run) noexcept : name_(name), run_(run) {
-    next_ = first().load(std::memory_order_relaxed);
-    while (!first().compare_exchange_weak(next_, this, std::memory_order_release, std::memory_order_relaxed)) {
-    }
-  }
-  RemoteCallEntry(const RemoteCallEntry&) = delete;
-  RemoteCallEntry& operator=(const RemoteCallEntry&) = delete;
-
-  /// The same in every copy of the program. O(calls in the program), as find().
-  std::string name() const {
-    // Types that files have for themselves may have the same name in several of them. The order of such entries is that
-    // of the files in the program.
-    std::size_t older = 0;
-    for (const RemoteCallEntry* entry = next_; entry != nullptr; entry = entry->next_) older += same_name(*entry);
-    return name_ + ('#' + std::to_string(older));
-  }
-
-  /// Null: there is no such call.
-  static RunEncoded* find(std::string_view name) {
-    for (const RemoteCallEntry* entry = first().load(std::memory_order_acquire); entry != nullptr;
-         entry = entry->next_) {
-      if (name.starts_with(entry->name_) && entry->name() == name) return entry->run_;
-    }
-    return nullptr;
-  }
-
- private:
-  bool same_name(const RemoteCallEntry& other) const noexcept { return std::strcmp(name_, other.name_) == 0; }
-
-  static std::atomic<const RemoteCallEntry*>& first() noexcept {
-    static constinit std::atomic<const RemoteCallEntry*> entry{nullptr};
-    return entry;
-  }
-
-  const char* name_;
-  RunEncoded* run_;
-  const RemoteCallEntry* next_ = nullptr;
-};
-
 /// `Invoke`: as ItemFunction.
 template <class R, class Items, class Invoke>
 struct RemoteCall {
@@ -172,8 +125,8 @@ struct RemoteCall {
     }
   }
 
-  // The name tells calls apart: it has the types of the function, the items and the result.
-  inline static const RemoteCallEntry entry{typeid(RemoteCall).name(), &run};
+  // The name has the types of the function, the items and the result.
+  inline static const NamedCode<RunEncoded> code{typeid(RemoteCall).name(), &run};
 };
 
 }  // namespace detail

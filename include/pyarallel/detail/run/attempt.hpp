@@ -93,12 +93,14 @@ struct Verdict {
   std::exception_ptr error;  // what to report if it is not tried again
 };
 
-inline Verdict judge(const Plan& plan, const std::exception_ptr& exception, int attempt) {
+/// `matches`: what Retry::on says, where somebody else had the exception as it was thrown.
+inline Verdict judge(const Plan& plan, const std::exception_ptr& exception, int attempt,
+                     std::optional<bool> matches = std::nullopt) {
   if (plan.retry == nullptr) return {.again = false, .delay = {}, .error = exception};
   const Retry& retry = *plan.retry;
   const Error error{exception};
   try {
-    if (!retry.on.matches(error) || !retry.retry_if(error, true)) {
+    if (!(matches ? *matches : retry.on.matches(error)) || !retry.retry_if(error, true)) {
       return {.again = false, .delay = {}, .error = exception};
     }
     std::optional<Duration> server_wait = retry.wait_from(error, std::nullopt);

@@ -294,7 +294,7 @@ class ForkedRun final : private ForkedWork {
     if constexpr (Serializable<Item> && requires { invoke.fn; }) {
       if (plan.remote != nullptr) {
         job.function = remote_function(invoke.fn);
-        job.call = RemoteCall<R, Items, Invoke>::entry.name();
+        job.call = RemoteCall<R, Items, Invoke>::code.name();
       }
     }
     return job;
