@@ -44,9 +44,10 @@ struct RankItem {
   Bytes bytes;
 };
 
-/// What became of them: frames for rank 0.
+/// What became of them.
 struct RankValue {
-  Bytes frames;
+  std::uint32_t ran = 0;
+  Bytes frames;  // for rank 0
 };
 
 }  // namespace pyarallel::detail
@@ -66,10 +67,13 @@ struct pyarallel::Codec<pyarallel::detail::RankItem> {
 template <>
 struct pyarallel::Codec<pyarallel::detail::RankValue> {
   static void encode(const detail::RankValue& value, Bytes& out) {
+    detail::append(out, &value.ran, sizeof value.ran);
     detail::append(out, value.frames.data(), value.frames.size());
   }
   static detail::RankValue decode(std::span<const std::byte>& in) {
-    const detail::RankValue value{{in.begin(), in.end()}};
+    detail::RankValue value;
+    std::memcpy(&value.ran, in.data(), sizeof value.ran);
+    value.frames.assign(in.begin() + sizeof value.ran, in.end());
     in = {};
     return value;
   }
@@ -217,6 +221,7 @@ struct RankFunction {
               .stop = task.stop};
     run(function, item.head.count, item.bytes, told, value.frames, sink);
     sink.end(told.index);
+    value.ran = static_cast<std::uint32_t>(told.index - static_cast<std::size_t>(item.head.index));
     return value;
   }
 };
@@ -238,7 +243,8 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
       : Base(items, invoke, plan, placement.state, placement.workplace), out_(options.out), filter_(options.filter) {}
 
   Records& records() noexcept { return records_; }
-  std::size_t settled() const noexcept { return settled_; }
+  /// How many items ran so far.
+  std::size_t ran() const noexcept { return ran_; }
 
   RankValue* place([[maybe_unused]] std::size_t index, std::size_t slot) const noexcept { return values_.at(slot); }
 
@@ -258,7 +264,6 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
 
   bool settle(const Resolved& item) {
     RemoteHead& head = heads_[item.slot];
-    settled_ += head.count;
     head.number = static_cast<std::uint64_t>(item.receipt.duration.count());
     if (!item.ran) {
       tell(RemoteFrame::not_run, head);
@@ -268,24 +273,11 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
       tell_failure(head, item.error);
     } else {
       RankValue* const value = values_.at(item.slot);
+      ran_ += value->ran;
       send(head, value->frames);
       std::destroy_at(value);
     }
     return true;
-  }
-
-  /// On the driver's thread.
-  template <class Arg>
-  void run_directly([[maybe_unused]] std::size_t index, Arg& item) {
-    const RemoteHead head = item.head;
-    settled_ += head.count;
-    Task task;
-    if (const std::exception_ptr error = call_once(task, index, item, direct_value_.get())) {
-      tell_failure(head, error);
-    } else {
-      send(head, direct_value_.get()->frames);
-      std::destroy_at(direct_value_.get());
-    }
   }
 
  private:
@@ -319,8 +311,7 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
   GrowingArray<RankValue> values_;  // by slot
   std::vector<RemoteHead> heads_;   // by slot
   Records records_{false, 0};
-  RawPlace<RankValue> direct_value_;
-  std::size_t settled_ = 0;
+  std::size_t ran_ = 0;
 };
 
 /// How a rank runs items.
@@ -492,7 +483,7 @@ class Rank {
     /// `idle`: no item is being run.
     void look(bool idle) {
       const TimePoint now = clock().now();
-      const std::size_t items = runner_.settled() - settled_;
+      const std::size_t items = runner_.ran() - ran_;
       if (items > 0 && was_busy_) {
         const auto spent = static_cast<double>((now - busy_since_).count()) * 1e3;
         pace_ = std::max(1.0, spent * static_cast<double>(runner_.workers()) / static_cast<double>(items));
@@ -503,7 +494,7 @@ class Rank {
       }
       const bool busy = !idle || !rank_.items_->empty();
       if (items > 0 || busy != was_busy_) {
-        settled_ += items;
+        ran_ += items;
         busy_since_ = now;
       }
       was_busy_ = busy;
@@ -512,7 +503,7 @@ class Rank {
    private:
     Rank& rank_;
     const RankRunner& runner_;
-    std::size_t settled_ = 0;
+    std::size_t ran_ = 0;
     bool was_busy_ = true;
     TimePoint busy_since_;
     double pace_ = 0;  // picoseconds
