@@ -105,21 +105,21 @@ class RankRun final : public RemoteRun {
     outcomes_.clear();
     kept_.clear();
     if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
-    TimePoint waiting_since = TimePoint::max();
-    while (true) {
+    for (bool all_sent = false;;) {
       if (listen()) {
         pause_.reset();
+        quiet_since_ = TimePoint::max();
         break;
       }
       const TimePoint now = clock().now();
+      if (quiet_since_ == TimePoint::max()) quiet_since_ = now;
+      if (now - quiet_since_ > std::chrono::microseconds{200}) even_out();
       if (now >= due) break;
-      if (waiting_since == TimePoint::max()) {
-        waiting_since = now;
+      if (!std::exchange(all_sent, true)) {
         for (Peer& peer : peers_) flush(peer);
         continue;
       }
       if (woken_.exchange(false, std::memory_order_acquire)) break;
-      even_out(waiting_since);
       pause_.pass(due);
     }
     // What a rank needs at once is not kept until there is more of it.
@@ -294,8 +294,7 @@ class RankRun final : public RemoteRun {
   }
 
   /// While workers of one rank have had nothing to do for a while, others give back what they have in advance.
-  void even_out(TimePoint waiting_since) {
-    if (clock().now() - waiting_since < std::chrono::microseconds{200}) return;
+  void even_out() {
     std::size_t idle_workers = 0;
     for (const Peer& peer : peers_) idle_workers += peer.workers - std::min(peer.workers, peer.out_items);
     for (Peer& peer : peers_) {
@@ -320,6 +319,7 @@ class RankRun final : public RemoteRun {
   Bytes kept_;
   std::exception_ptr failure_;
   PollPause pause_;
+  TimePoint quiet_since_ = TimePoint::max();  // nothing has come since
   std::atomic<bool> woken_{false};
   bool ended_ = false;
 };
