@@ -46,7 +46,10 @@ class RankRun final : public RemoteRun {
  public:
   /// `function`: the number of job.function among those served.
   RankRun(Link& link, std::span<const RankPeer> peers, const RemoteJob& job, std::size_t function)
-      : link_(link), chunk_(job.chunk), numbers_(highest(peers) + 1, nobody) {
+      : link_(link),
+        chunk_(job.chunk),
+        in_advance_(std::max(picoseconds_in_advance, picoseconds_for_each_worker * job.workers)),
+        numbers_(highest(peers) + 1, nobody) {
     std::size_t left = job.workers;
     std::size_t first_worker = 0;
     for (std::size_t i = 0; i < peers.size() && left > 0; ++i) {
@@ -162,8 +165,10 @@ class RankRun final : public RemoteRun {
   static constexpr std::size_t large_message = std::size_t{1} << 16;
   static constexpr std::size_t small_message = std::size_t{1} << 12;
   static constexpr std::size_t most_items_in_advance = std::size_t{1} << 17;
-  /// Work that a worker should have in advance, for as long as it takes until the next arrives.
+  /// Work that a worker should have in advance, for as long as it takes until the next arrives; and where there are
+  /// many workers, so much that this side is not asked for more than it can hand out: a message costs it 1 or 2 us.
   static constexpr std::size_t picoseconds_in_advance = 500'000'000;
+  static constexpr std::size_t picoseconds_for_each_worker = 10'000'000;
 
   struct Peer {
     std::size_t number = 0;
@@ -189,7 +194,7 @@ class RankRun final : public RemoteRun {
     std::size_t each = 2;  // one to run, and one to go on with
     // Items that may wait for each other must not wait behind each other.
     if (chunk_ == 1) return peer.workers;
-    if (peer.picoseconds > 0) each = std::max(each, picoseconds_in_advance / peer.picoseconds);
+    if (peer.picoseconds > 0) each = std::max(each, in_advance_ / peer.picoseconds);
     return std::min(each * peer.workers, most_items_in_advance);
   }
 
@@ -310,6 +315,7 @@ class RankRun final : public RemoteRun {
 
   Link& link_;
   const std::size_t chunk_;
+  const std::size_t in_advance_;      // picoseconds
   std::vector<std::size_t> numbers_;  // of a peer, by its number on the link
   std::vector<Peer> peers_;
   std::size_t running_ = 0;
