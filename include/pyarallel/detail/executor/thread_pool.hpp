@@ -34,7 +34,6 @@
 
 #if __has_include(<unistd.h>)
 #include <pthread.h>
-#include <unistd.h>
 #endif
 
 #include "pyarallel/detail/function_ref.hpp"
@@ -151,10 +150,7 @@ class ThreadPool {
   // all get here: then both handlers run more often, which does no harm. They are there before anybody sees a pool.
   static ThreadPool& create() {
 #if __has_include(<unistd.h>)
-    pthread_atfork(nullptr, nullptr, [] {
-      const ThreadPool* const pool = current().load(std::memory_order_acquire);
-      if (pool != nullptr && pool->process_ != ::getpid()) current().store(new ThreadPool, std::memory_order_release);
-    });
+    pthread_atfork(nullptr, nullptr, [] { current().store(new ThreadPool, std::memory_order_release); });
 #endif
     std::atexit([] {
       ThreadPool* const pool = current().load(std::memory_order_acquire);
@@ -411,9 +407,6 @@ class ThreadPool {
   std::size_t starting_ = 0;  // new, and not there yet
   std::size_t summoned_ = 0;  // of those that look out, the ones that will look for a job
   bool exiting_ = false;
-#if __has_include(<unistd.h>)
-  const pid_t process_ = ::getpid();
-#endif
   alignas(64) std::atomic<std::size_t> looking_out_{0};  // threads; changed under the mutex
   std::atomic<Job*> offered_{nullptr};
   std::atomic<std::size_t> offers_{0};  // to tell one from the next
