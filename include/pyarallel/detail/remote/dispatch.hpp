@@ -83,9 +83,11 @@ class RankRun final : public RemoteRun {
     const std::size_t next = next_peer();
     if (next == nobody) return 0;
     const Peer& peer = peers_[next];
-    // In several messages, so that it can begin with the first.
-    const std::size_t some = std::max<std::size_t>(1, wanted(peer) / 4);
-    return chunk_ > 0 ? chunk_ : std::min(some, wanted(peer) - std::min(wanted(peer), peer.out_items));
+    if (chunk_ > 0) return chunk_;
+    // None holds more than about 50 us of work (clause W1); and smaller messages stay in the caches.
+    const std::size_t some = peer.picoseconds > 0 ? picoseconds_together / peer.picoseconds : 1;
+    const std::size_t most = wanted(peer) - std::min(wanted(peer), peer.out_items);
+    return std::min(most, std::clamp<std::size_t>(some, 1, most_items_together));
   }
 
   void hand_over(const RemoteItems& items) override {
@@ -101,7 +103,7 @@ class RankRun final : public RemoteRun {
                  items.bytes);
     peer.out_items += items.count;
     peer.unsent += items.count;
-    if (items.count > 1 || (chunk_ > 0 && peer.unsent >= chunk_) || peer.out.size() >= large_message) flush(peer);
+    if (items.count > 64 || peer.out.size() >= large_message) flush(peer);
   }
 
   std::span<const RemoteOutcome> wait(TimePoint due) override {
@@ -164,7 +166,9 @@ class RankRun final : public RemoteRun {
   static constexpr std::size_t nobody = ~std::size_t{0};
   static constexpr std::size_t large_message = std::size_t{1} << 16;
   static constexpr std::size_t small_message = std::size_t{1} << 12;
-  static constexpr std::size_t most_items_in_advance = std::size_t{1} << 17;
+  static constexpr std::size_t most_items_in_advance = std::size_t{1} << 15;
+  static constexpr std::size_t most_items_together = std::size_t{1} << 11;
+  static constexpr std::size_t picoseconds_together = 50'000'000;
   /// Work that a worker should have in advance, for as long as it takes until the next arrives; and where there are
   /// many workers, so much that this side is not asked for more than it can hand out: a message costs it 1 or 2 us.
   static constexpr std::size_t picoseconds_in_advance = 500'000'000;
@@ -192,8 +196,6 @@ class RankRun final : public RemoteRun {
   /// How many items a rank should have.
   std::size_t wanted(const Peer& peer) const noexcept {
     std::size_t each = 2;  // one to run, and one to go on with
-    // Items that may wait for each other must not wait behind each other.
-    if (chunk_ == 1) return peer.workers;
     if (peer.picoseconds > 0) each = std::max(each, in_advance_ / peer.picoseconds);
     return std::min(each * peer.workers, most_items_in_advance);
   }

@@ -22,10 +22,12 @@
 #include "pyarallel/detail/clock.hpp"
 #include "pyarallel/detail/exception_codec.hpp"
 #include "pyarallel/detail/process/crew.hpp"
+#include "pyarallel/detail/function_ref.hpp"
 #include "pyarallel/detail/remote/dispatch.hpp"
 #include "pyarallel/detail/remote/frames.hpp"
 #include "pyarallel/detail/remote/link.hpp"
 #include "pyarallel/detail/remote/remote_call.hpp"
+#include "pyarallel/detail/run/deputy.hpp"
 #include "pyarallel/detail/run/forked.hpp"
 #include "pyarallel/detail/run/item_runner.hpp"
 #include "pyarallel/detail/run/map_runner.hpp"
@@ -235,16 +237,21 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
   struct Options {
     Bytes& out;  // frames for rank 0
     ErrorFilterCode* filter;
+    FunctionRef<void()> listen;  // now and then
   };
   static constexpr bool keeps_values_by_index = false;
 
   RankRunner(RankItems& items, const RankFunction& invoke, const Options& options, const Plan& plan,
              const Placement& placement)
-      : Base(items, invoke, plan, placement.state, placement.workplace), out_(options.out), filter_(options.filter) {}
+      : Base(items, invoke, plan, placement.state, placement.workplace), options_(options) {}
 
   Records& records() noexcept { return records_; }
-  /// How many items ran so far.
-  std::size_t ran() const noexcept { return ran_; }
+  /// What ran so far, and how long that took the workers.
+  struct Ran {
+    std::size_t items = 0;
+    Duration spent = {};
+  };
+  const Ran& ran() const noexcept { return ran_; }
 
   RankValue* place([[maybe_unused]] std::size_t index, std::size_t slot) const noexcept { return values_.at(slot); }
 
@@ -273,9 +280,16 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
       tell_failure(head, item.error);
     } else {
       RankValue* const value = values_.at(item.slot);
-      ran_ += value->ran;
+      ran_.items += value->ran;
+      ran_.spent += item.receipt.duration;
       send(head, value->frames);
       std::destroy_at(value);
+    }
+    // While the driver runs items itself, nobody else does.
+    constexpr std::chrono::microseconds long_enough{50};
+    if (ran_.spent - listened_ > long_enough) {
+      listened_ = ran_.spent;
+      options_.listen();
     }
     return true;
   }
@@ -283,35 +297,36 @@ class RankRunner : public ItemRunner<RankValue, RankItems, const RankFunction> {
  private:
   void tell(RemoteFrame kind, RemoteHead head) {
     head.kind = kind;
-    append_frame(out_, head);
+    append_frame(options_.out, head);
   }
 
   /// An exception that is not one of fn's: nothing is known of any of the items.
   void tell_failure(RemoteHead head, const std::exception_ptr& error) {
     for (std::size_t left = std::exchange(head.count, 1); left > 0; --left, ++head.index) {
-      append_failure(out_, head, error, filter_);
+      append_failure(options_.out, head, error, options_.filter);
     }
   }
 
   void send(const RemoteHead& head, Bytes& frames) {
-    const std::size_t at = out_.size();
-    if (out_.empty()) {
-      out_.swap(frames);
+    Bytes& out = options_.out;
+    const std::size_t at = out.size();
+    if (out.empty()) {
+      out.swap(frames);
     } else {
-      append(out_, frames.data(), frames.size());
+      append(out, frames.data(), frames.size());
     }
     // How long a single item took is known only now.
     if (head.count == 1) {
-      std::memcpy(out_.data() + at + offsetof(RemoteHead, number), &head.number, sizeof head.number);
+      std::memcpy(out.data() + at + offsetof(RemoteHead, number), &head.number, sizeof head.number);
     }
   }
 
-  Bytes& out_;
-  ErrorFilterCode* filter_;
+  const Options& options_;
   GrowingArray<RankValue> values_;  // by slot
   std::vector<RemoteHead> heads_;   // by slot
   Records records_{false, 0};
-  std::size_t ran_ = 0;
+  Ran ran_;
+  Duration listened_ = {};  // of ran_.spent
 };
 
 /// How a rank runs items.
@@ -319,6 +334,7 @@ struct RankOptions {
   Executor executor = Executor::thread;
   std::size_t workers = 1;
   std::function<void()> worker_init;
+  bool link_may_change_threads = true;
 };
 
 class Rank {
@@ -419,7 +435,7 @@ class Rank {
     flush();
   }
 
-  Plan plan_for(const RankJob& job) const {
+  Plan plan_for(const RankJob& job) {
     Plan plan;
     plan.executor = options_.executor;
     plan.make_crew = &make_forked_crew;
@@ -432,6 +448,7 @@ class Rank {
     plan.reported = true;        // each item's duration is told, and none waits for the one before
     plan.window = plan.workers;  // what has not begun can be given back
     plan.never_inline = true;
+    if (!plan.has_crew() && options_.link_may_change_threads) plan.deputy = &deputy_;
     return plan;
   }
 
@@ -442,15 +459,13 @@ class Rank {
       if (!look()) pause_.pass(TimePoint::max());
     }
     if (items_->empty()) return;
-    const RankRunner::Options options{out_, function.filter};
-    WhereItRuns run{*items_, function, options, plan};
-    RankRunner& runner = run.runner();
+    std::optional<WhereItRuns> the_run;
     TimePoint look_again = TimePoint::min();
-    runner.driver().look_again_at(look_again);
-    run_state_ = &runner.run();
-    Pace pace{*this, runner};
+    Pace pace{*this};
     int stops = 0;
     const auto listen = [&] {
+      WhereItRuns& run = *the_run;
+      RankRunner& runner = run.runner();
       while (look()) {
       }
       if (stops_ > stops) {
@@ -458,56 +473,61 @@ class Rank {
         if (stops_ > 1) run.abandon();
         runner.run().stop(stops_ > 1 ? StopReason::cancelled : StopReason::aborted);
       }
-      pace.look(run.admission().window().empty());
+      pace.look(runner.ran());
       flush();
       look_again = clock().now() + std::max<Duration>(pause_.next(), std::chrono::microseconds{20});
     };
-    if (run.begin()) {
-      while (!run.admission().finished() && !runner.run().closed()) {
-        const auto enough = [&] {
-          listen();
-          return false;
-        };
-        run.advance(enough);
+    const RankRunner::Options options{out_, function.filter, listen};
+    WhereItRuns& run = the_run.emplace(*items_, function, options, plan);
+    RankRunner& runner = run.runner();
+    runner.driver().look_again_at(look_again);
+    run_state_ = &runner.run();
+    const auto drive_until = [&](FunctionRef<bool()> enough) {
+      const auto listened_enough = [&] {
+        listen();
+        return enough();
+      };
+      run.advance(listened_enough);
+    };
+    const auto stand_in = [&](FunctionRef<bool()> enough) {
+      while (!enough()) {
+        drive_until(enough);
+        if (enough() || !runner.run().closed()) continue;
+        // There is nothing to drive any more, but somebody may say that the driver should be quick.
+        listen();
+        pause_.pass(TimePoint::max());
       }
+    };
+    const auto come_back = [&] { runner.run().workplace().wake(); };
+    const Deputy::StandIn deputy_drives{stand_in};
+    const FunctionRef<void()> call_back{come_back};
+    if (run.begin()) {
+      if (plan.deputy != nullptr) plan.deputy->begin(deputy_drives, call_back);
+      while (!run.admission().finished() && !runner.run().closed()) drive_until([] { return false; });
     }
     run.end();
     if (runner.run().call_failure()) std::rethrow_exception(runner.run().call_failure());
   }
 
-  /// Measures how long an item takes a worker, and tells rank 0 when that changes.
+  /// How long an item takes a worker, of which rank 0 is told when it changes.
   class Pace {
    public:
-    Pace(Rank& rank, const RankRunner& runner) : rank_(rank), runner_(runner), busy_since_(clock().now()) {}
+    explicit Pace(Rank& rank) : rank_(rank) {}
 
-    /// `idle`: no item is being run.
-    void look(bool idle) {
-      const TimePoint now = clock().now();
-      const std::size_t items = runner_.ran() - ran_;
-      if (items > 0 && was_busy_) {
-        const auto spent = static_cast<double>((now - busy_since_).count()) * 1e3;
-        pace_ = std::max(1.0, spent * static_cast<double>(runner_.workers()) / static_cast<double>(items));
-        if (pace_ > told_ * 1.25 || pace_ < told_ * 0.75) {
-          append_frame(rank_.out_, {.kind = RemoteFrame::pace, .number = static_cast<std::uint64_t>(pace_)});
-          told_ = pace_;
-        }
-      }
-      const bool busy = !idle || !rank_.items_->empty();
-      if (items > 0 || busy != was_busy_) {
-        ran_ += items;
-        busy_since_ = now;
-      }
-      was_busy_ = busy;
+    void look(const RankRunner::Ran& ran) {
+      const Duration spent = ran.spent - seen_.spent;
+      if (ran.items == seen_.items || (told_ > 0 && spent < std::chrono::microseconds{20})) return;
+      const auto pace = static_cast<double>(spent.count()) * 1e3 / static_cast<double>(ran.items - seen_.items);
+      seen_ = ran;
+      if (pace <= told_ * 1.25 && pace >= told_ * 0.75) return;
+      told_ = std::max(pace, 1.0);
+      append_frame(rank_.out_, {.kind = RemoteFrame::pace, .number = static_cast<std::uint64_t>(told_)});
     }
 
    private:
     Rank& rank_;
-    const RankRunner& runner_;
-    std::size_t ran_ = 0;
-    bool was_busy_ = true;
-    TimePoint busy_since_;
-    double pace_ = 0;  // picoseconds
-    double told_ = 0;
+    RankRunner::Ran seen_;
+    double told_ = 0;  // picoseconds
   };
 
   void fail(const std::exception_ptr& exception) {
@@ -526,6 +546,7 @@ class Rank {
   const std::span<const RemoteFunction> functions_;
   const RankOptions options_;
   const Run* run_state_ = nullptr;  // of the run that goes on
+  Deputy deputy_;
   FrameSplitter in_;
   Bytes out_;
   PollPause pause_;

@@ -15,6 +15,8 @@
 
 namespace pyarallel::detail {
 
+class Deputy;
+
 struct Plan {
   Executor executor = Executor::thread;
   RemoteExecutor* remote = nullptr;  // where items run on other machines; `executor` is what those run them with
@@ -34,7 +36,8 @@ struct Plan {
   bool reported = false;            // on_result or on_progress
   bool takes_task = false;          // fn wants a Task
   bool may_change_threads = false;  // the driver may be one thread now, and another later
-  bool never_inline = false;        // the driver must not be held up by an item
+  bool never_inline = false;        // the driver must not be held up by an item, unless it has a deputy
+  Deputy* deputy = nullptr;
 
   std::optional<std::size_t> max_tasks_per_worker;
   std::optional<std::size_t> worker_memory_limit;

@@ -15,6 +15,7 @@
 #include "pyarallel/detail/function_ref.hpp"
 #include "pyarallel/detail/run/admission.hpp"
 #include "pyarallel/detail/run/claims.hpp"
+#include "pyarallel/detail/run/deputy.hpp"
 #include "pyarallel/detail/run/handover.hpp"
 #include "pyarallel/detail/run/item_runner.hpp"
 #include "pyarallel/detail/spin.hpp"
@@ -31,9 +32,10 @@ class PulledRun {
       : runner_(items, invoke, options, plan, {.receipts = plan.measured()}),
         admission_(runner_, plan.window > 0 ? plan.window : 2 * runner_.workers()),
         window_(admission_.window()),
+        deputy_(plan.deputy),
         inline_(plan.runs_inline()),
         nothing_but_fn_(!plan.measured()),
-        driver_may_run_(!inline_ && plan.items_at_once() == 0 && !plan.takes_task) {}
+        driver_may_run_(deputy_ != nullptr || (!inline_ && plan.items_at_once() == 0 && !plan.takes_task)) {}
   PulledRun(const PulledRun&) = delete;
   PulledRun& operator=(const PulledRun&) = delete;
 
@@ -46,7 +48,10 @@ class PulledRun {
   bool begin() {
     if (!admission_.begin()) return false;
     if (inline_) return true;
-    runner_.driver().guarded([this] { runner_.driver().call_workers(runner_.workers(), 0, work_, has_work_); });
+    // With a deputy, the driver is one of the workers.
+    const std::size_t others = deputy_ != nullptr ? runner_.workers() - 1 : runner_.workers();
+    if (others == 0) return true;
+    runner_.driver().guarded([&] { runner_.driver().call_workers(others, 0, work_, has_work_); });
     return true;
   }
 
@@ -111,13 +116,18 @@ class PulledRun {
     std::size_t place = 0;
     const Pull pull = admission_.pull(place);
     if (pull != Pull::placed) return pull == Pull::resolved;
-    if (!task_) {
-      task_ = runner_.new_task(0);
-      may_run_inline_ = runner_.initialize_worker();
-    }
-    Resolved item = run_slot(place, *task_, may_run_inline_);
+    Resolved item = run_as_worker(place, 0);
     admission_.settle({&item, 1});
     return true;
+  }
+
+  /// The driver is a worker.
+  Resolved run_as_worker(std::size_t place, std::size_t worker) {
+    if (!task_) {
+      task_ = runner_.new_task(worker);
+      may_run_inline_ = runner_.initialize_worker();
+    }
+    return run_slot(place, *task_, may_run_inline_);
   }
 
   bool admit_one() {
@@ -149,6 +159,8 @@ class PulledRun {
   /// While items are tiny, the driver, which has to pull them anyway, runs them itself. While they are small, it
   /// does so when the workers have not even taken the last one.
   bool better_run_here(double pace) {
+    // There is room for one item more, which is the driver's, if the others have one each.
+    if (deputy_ != nullptr) return !deputy_->stands_in() && (window_.full() || tiny_items(pace));
     return tiny_items(pace) || (may_run_here(pace) && pace < small_time && runner_.run().handover().items_waiting());
   }
   bool tiny_items(double pace) const {
@@ -186,6 +198,11 @@ class PulledRun {
 
   Resolved run_here(std::size_t place) {
     const Measurement measurement{*this};
+    if (deputy_ != nullptr) {
+      Resolved item;
+      deputy_->while_out([&] { item = run_as_worker(place, runner_.workers() - 1); });
+      return item;
+    }
     Task task;
     return run_slot(place, task, true);
   }
@@ -265,6 +282,7 @@ class PulledRun {
   std::atomic<double> nanoseconds_per_item_{0};  // as last seen; 0 if never
   std::atomic<std::size_t> busy_workers_{0};
   std::atomic<bool> driver_runs_{false};  // items; only the driver changes it
+  Deputy* const deputy_;
   const bool inline_;
   const bool nothing_but_fn_;  // concerns an item
   const bool driver_may_run_;
