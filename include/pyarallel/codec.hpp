@@ -373,8 +373,15 @@ T decode_sequence(std::span<const std::byte>& in) {
   if constexpr (std::ranges::contiguous_range<T> && is_memory_image<Element>() &&
                 std::is_default_constructible_v<Element>) {
     const std::size_t count = decode_count(in, sizeof(Element));
-    values.resize(count);
     const auto bytes = take(in, count * sizeof(Element));
+    if constexpr (std::same_as<Element, char> || std::same_as<Element, unsigned char> ||
+                  std::same_as<Element, std::byte>) {
+      // These may be looked at as each other, so nothing has to be made first.
+      const auto* const first = reinterpret_cast<const Element*>(bytes.data());
+      values.assign(first, first + count);
+      return values;
+    }
+    values.resize(count);
     if (count > 0) std::memcpy(static_cast<void*>(std::ranges::data(values)), bytes.data(), bytes.size());
   } else {
     const std::size_t count = decode_count(in);

@@ -69,8 +69,9 @@ void work_by_hand(int tag) {
 }
 
 // Each worker has up to `ahead` messages of `chunk` items at a time.
-void tiny_by_hand(const std::vector<std::int32_t>& items, std::size_t chunk, std::size_t ahead, int size,
-                  std::vector<std::int64_t>& results) {
+std::vector<std::int64_t> tiny_by_hand(const std::vector<std::int32_t>& items, std::size_t chunk, std::size_t ahead,
+                                       int size) {
+  std::vector<std::int64_t> results(items.size());
   std::size_t next = 0;
   std::size_t out = 0;
   std::vector<std::vector<std::size_t>> sent(static_cast<std::size_t>(size));  // what each worker has, in order
@@ -98,6 +99,7 @@ void tiny_by_hand(const std::vector<std::int32_t>& items, std::size_t chunk, std
     send(status.MPI_SOURCE);
   }
   for (int worker = 1; worker < size; ++worker) MPI_Send(nullptr, 0, MPI_INT32_T, worker, to_tiny, MPI_COMM_WORLD);
+  return results;
 }
 
 void large_by_hand(std::size_t items, int size, std::vector<std::vector<std::uint8_t>>& results) {
@@ -219,7 +221,7 @@ int main(int argc, char** argv) {
 
   std::vector<std::int32_t> items(5'000'000);
   std::iota(items.begin(), items.end(), 0);
-  std::vector<std::int64_t> results(items.size());
+  std::vector<std::int64_t> results;
   const auto sum = [](const auto& values) { return std::accumulate(values.begin(), values.end(), std::int64_t{0}); };
   const auto expected = [&](std::size_t count) {
     return 3 * static_cast<std::int64_t>(count) * static_cast<std::int64_t>(count - 1) / 2;
@@ -229,7 +231,7 @@ int main(int argc, char** argv) {
     std::vector<double> ours;
     for (int round = 0; round < rounds; ++round) {
       announce(Turn::by_hand_tiny);
-      by_hand.push_back(seconds_of([&] { tiny_by_hand(items, 1000, 4, size, results); }));
+      by_hand.push_back(seconds_of([&] { results = tiny_by_hand(items, 1000, 4, size); }));
       require(sum(results) == expected(items.size()), "tiny items by hand");
       on_cluster([&](auto& cluster) {
         ours.push_back(seconds_of([&] {
@@ -242,12 +244,11 @@ int main(int argc, char** argv) {
   }
   if (measures("one")) {
     items.resize(500'000);
-    results.resize(items.size());
     std::vector<double> by_hand;
     std::vector<double> ours;
     for (int round = 0; round < rounds; ++round) {
       announce(Turn::by_hand_tiny);
-      by_hand.push_back(seconds_of([&] { tiny_by_hand(items, 1, 64, size, results); }));
+      by_hand.push_back(seconds_of([&] { results = tiny_by_hand(items, 1, 64, size); }));
       require(sum(results) == expected(items.size()), "single items by hand");
       on_cluster([&](auto& cluster) {
         ours.push_back(seconds_of([&] {

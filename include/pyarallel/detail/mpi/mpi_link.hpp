@@ -53,7 +53,8 @@ class MpiLink final : public Link {
   std::span<const std::byte> receive(std::size_t& peer) override {
     if (!sending_.empty()) test_sent();
     if (delivered_ != nullptr) {
-      spare(std::move(delivered_->front().bytes));
+      Bytes& bytes = delivered_->front().bytes;
+      if (spare_received_.size() < most_spare && bytes.size() <= largest_spare) spare_received_.push_back(std::move(bytes));
       delivered_->pop_front();
       delivered_ = nullptr;
     }
@@ -79,8 +80,12 @@ class MpiLink final : public Link {
       // A large one comes while others are looked at, for it may need its sender, who may be busy.
       from.emplace_back();
       Receiving& receiving = from.back();
-      receiving.bytes = spare_buffer();
-      receiving.bytes.resize(length);
+      if (!spare_received_.empty()) {
+        receiving.bytes = std::move(spare_received_.back());
+        spare_received_.pop_back();
+      }
+      receiving.length = length;
+      if (receiving.bytes.size() < length) receiving.bytes.resize(length);
       MPI_Imrecv(receiving.bytes.data(), size, MPI_BYTE, &message, &receiving.request);
       ++receiving_count_;
       if (const auto piece = arrived(peer); !piece.empty()) return piece;
@@ -101,7 +106,8 @@ class MpiLink final : public Link {
     std::vector<MPI_Request> requests;
   };
   struct Receiving {
-    Bytes bytes;
+    Bytes bytes;  // at least so many
+    std::size_t length = 0;
     MPI_Request request = MPI_REQUEST_NULL;
   };
 
@@ -135,7 +141,7 @@ class MpiLink final : public Link {
       --receiving_count_;
       delivered_ = &from;
       peer = i;
-      return from.front().bytes;
+      return std::span{std::as_const(from.front().bytes)}.first(from.front().length);
     }
     return {};
   }
@@ -161,6 +167,7 @@ class MpiLink final : public Link {
   std::deque<Receiving>* delivered_ = nullptr;  // whose first message was given out last
   Bytes small_;
   std::vector<Bytes> spare_;
+  std::vector<Bytes> spare_received_;  // with their contents: to clear them would take time
 };
 
 }  // namespace pyarallel::detail

@@ -145,15 +145,11 @@ class RankSink final : public RemoteSink {
   RankSink(const RankSink&) = delete;
   RankSink& operator=(const RankSink&) = delete;
 
-  bool go_on(std::size_t index) override {
-    if (index == started_) return true;
+  std::size_t go_on(std::size_t index) override {
+    const std::size_t done = index - static_cast<std::size_t>(head_.index);
     // A block that turns out to be slow goes back (clause W1), and so does what has no time any more.
-    if (run_.closed()) return false;
-    if (index < look_at_) return true;
-    const auto now = std::chrono::steady_clock::now();
-    if (now - begun_ > longest) return false;
-    look_at_ = index + std::max<std::size_t>(1, (index - started_) / 2);
-    return true;
+    if (done > 0 && (run_.closed() || std::chrono::steady_clock::now() - begun_ > longest)) return 0;
+    return std::max<std::size_t>(1, done / 2);
   }
 
   void fail(std::size_t index, const std::exception_ptr& error) override {
@@ -197,8 +193,6 @@ class RankSink final : public RemoteSink {
   Bytes& frames_;
   std::size_t first_;  // whose value is in the frame that is being written
   std::size_t last_;
-  std::size_t started_ = static_cast<std::size_t>(head_.index);
-  std::size_t look_at_ = started_ + 1;
   std::size_t values_at_ = 0;
   std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
 };
@@ -466,8 +460,8 @@ class Rank {
     const auto listen = [&] {
       WhereItRuns& run = *the_run;
       RankRunner& runner = run.runner();
-      while (look()) {
-      }
+      bool heard = false;
+      while (look()) heard = true;
       if (stops_ > stops) {
         stops = stops_;
         if (stops_ > 1) run.abandon();
@@ -475,7 +469,13 @@ class Rank {
       }
       pace.look(runner.ran());
       flush();
-      look_again = clock().now() + std::max<Duration>(pause_.next(), std::chrono::microseconds{20});
+      if (!run.admission().window().empty()) {
+        look_again = clock().now() + std::max<Duration>(pause_.next(), std::chrono::microseconds{20});
+      } else {
+        // Nobody is there who could say something.
+        look_again = TimePoint::min();
+        if (!heard && items_->empty() && !items_->ended() && stops_ == stops) pause_.pass(TimePoint::max());
+      }
     };
     const RankRunner::Options options{out_, function.filter, listen};
     WhereItRuns& run = the_run.emplace(*items_, function, options, plan);

@@ -2,7 +2,9 @@
 // values. The same program runs there, so that code is there too, under the same name.
 #pragma once
 
+#include <array>
 #include <cstddef>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <span>
@@ -66,8 +68,8 @@ struct RemoteInvoke<Invoke<F>> {
 /// What the code of a call says about items that it runs one behind the other.
 class RemoteSink {
  public:
-  /// Before each item: false if the rest should not run.
-  virtual bool go_on(std::size_t index) = 0;
+  /// Before the item `index`: how many to run before it is asked again; 0: the rest should not run.
+  virtual std::size_t go_on(std::size_t index) = 0;
   /// The item has no value, and nothing of it is in `values`.
   virtual void fail(std::size_t index, const std::exception_ptr& error) = 0;
 
@@ -79,6 +81,42 @@ class RemoteSink {
 /// the sink throws.
 using RunEncoded = void(const RemoteFunction& function, std::size_t count, std::span<const std::byte> items, Task& task,
                         Bytes& values, RemoteSink& sink);
+
+/// Appends encoded values, small ones many at a time.
+template <class R>
+class ValueBuffer {
+ public:
+  explicit ValueBuffer(Bytes& values) : values_(values) {}
+
+  /// Throws what encoding throws; then nothing of it is there.
+  void add(const R& value) {
+    if constexpr (together > 1) {
+      std::memcpy(bytes_.data() + used_, &value, sizeof value);
+      used_ += sizeof value;
+      if (used_ == bytes_.size()) flush();
+    } else {
+      const std::size_t before = values_.size();
+      try {
+        Codec<R>::encode(value, values_);
+      } catch (...) {
+        values_.resize(before);
+        throw;
+      }
+    }
+  }
+
+  void flush() {
+    append(values_, bytes_.data(), used_);
+    used_ = 0;
+  }
+
+ private:
+  static constexpr std::size_t together = is_memory_image<R>() ? 512 / sizeof(R) : 0;
+
+  Bytes& values_;
+  std::array<std::byte, together * sizeof(R)> bytes_;
+  std::size_t used_ = 0;
+};
 
 /// `Invoke`: as ItemFunction.
 template <class R, class Items, class Invoke>
@@ -100,9 +138,14 @@ struct RemoteCall {
   static void run_on(F& fn, std::size_t count, std::span<const std::byte> items, Task& task, Bytes& values,
                      RemoteSink& sink) {
     typename RemoteInvoke<Invoke>::type invoke{fn};
+    ValueBuffer<R> buffer{values};
+    std::size_t ask = task.index;
     for (const std::size_t last = task.index + count; task.index < last; ++task.index) {
-      if (!sink.go_on(task.index)) return;
-      const std::size_t before = values.size();
+      if (task.index == ask) {
+        const std::size_t more = sink.go_on(task.index);
+        if (more == 0) break;
+        ask += more;
+      }
       bool decoded = false;
       try {
         auto item = Codec<item_t<Items>>::decode(items);
@@ -110,19 +153,20 @@ struct RemoteCall {
         auto& arg = static_cast<std::remove_reference_t<item_arg_t<Items>>&>(item);
         if constexpr (std::is_void_v<decltype(invoke(arg, std::as_const(task)))>) {
           invoke(arg, std::as_const(task));
-          Codec<R>::encode(R{}, values);
+          buffer.add(R{});
         } else {
-          Codec<R>::encode(R(invoke(arg, std::as_const(task))), values);
+          buffer.add(R(invoke(arg, std::as_const(task))));
         }
       } catch (...) {
-        values.resize(before);
+        buffer.flush();
         sink.fail(task.index, std::current_exception());
         if (decoded) continue;
         // Nobody knows where the next one begins.
         while (++task.index < last) sink.fail(task.index, std::current_exception());
-        return;
+        break;
       }
     }
+    buffer.flush();
   }
 
   // The name has the types of the function, the items and the result.

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <iterator>
 #include <memory>
@@ -130,7 +131,9 @@ class ForkedRun final : private ForkedWork {
 
   std::span<const std::byte> encode(Range items) override {
     bytes_.clear();
-    if constexpr (by_index && Serializable<Item>) {
+    if constexpr (by_index && std::contiguous_iterator<std::ranges::iterator_t<Items>> && is_memory_image<Item>()) {
+      return std::as_bytes(std::span{std::to_address(*first_) + items.first, items.size()});
+    } else if constexpr (by_index && Serializable<Item>) {
       const auto first = static_cast<std::iter_difference_t<std::ranges::iterator_t<Items>>>(items.first);
       const auto last = static_cast<std::iter_difference_t<std::ranges::iterator_t<Items>>>(items.last);
       for (auto i = first; i != last; ++i) Codec<Item>::encode((*first_)[i], bytes_);
@@ -142,6 +145,12 @@ class ForkedRun final : private ForkedWork {
     std::size_t index = items.first;
     if constexpr (Runner::keeps_values_by_index) {
       try {
+        if constexpr (is_memory_image<R>()) {
+          const auto values = take(bytes, items.size() * sizeof(R));
+          for (const std::byte* value = values.data(); index < items.last; ++index, value += sizeof(R)) {
+            std::memcpy(static_cast<void*>(runner_.place(index)), value, sizeof(R));
+          }
+        }
         for (; index < items.last; ++index) {
           ::new (static_cast<void*>(runner_.place(index))) R(Codec<R>::decode(bytes));
         }
