@@ -24,6 +24,10 @@ namespace {
 
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
+using pyarallel::Batch;
+using pyarallel::MapOptions;
+using pyarallel::parallel_map;
+using pyarallel::Retry;
 
 // The work -----------------------------------------------------------------------------------------------
 
@@ -235,7 +239,7 @@ int main(int argc, char** argv) {
       require(sum(results) == expected(items.size()), "tiny items by hand");
       on_cluster([&](auto& cluster) {
         ours.push_back(seconds_of([&] {
-          const auto result = pyarallel::parallel_map(tiny, items, {.executor = cluster});
+          const auto result = parallel_map(tiny, items, {.executor = cluster});
           require(sum(result.values()) == expected(items.size()), "tiny items");
         }));
       });
@@ -245,20 +249,28 @@ int main(int argc, char** argv) {
   if (measures("one")) {
     items.resize(500'000);
     std::vector<double> by_hand;
-    std::vector<double> ours;
+    std::vector<double> windowed;
+    std::vector<double> retried;
     for (int round = 0; round < rounds; ++round) {
       announce(Turn::by_hand_tiny);
       by_hand.push_back(seconds_of([&] { results = tiny_by_hand(items, 1, 64, size); }));
       require(sum(results) == expected(items.size()), "single items by hand");
-      on_cluster([&](auto& cluster) {
-        ours.push_back(seconds_of([&] {
-          const auto result =
-              pyarallel::parallel_map(tiny, items, {.executor = cluster, .batch = pyarallel::Batch{.chunk = 1}});
-          require(sum(result.values()) == expected(items.size()), "single items");
-        }));
-      });
+      const auto measure = [&](std::vector<double>& times, const MapOptions<std::int32_t, std::int64_t>& options) {
+        on_cluster([&](auto& cluster) {
+          auto on_it = options;
+          on_it.executor = cluster;
+          times.push_back(seconds_of([&] {
+            const auto result = parallel_map(tiny, items, on_it);
+            require(sum(result.values()) == expected(items.size()), "single items");
+          }));
+        });
+      };
+      measure(windowed, {.batch = Batch{.size = 4096}});
+      measure(retried, {.retry = Retry{}});
     }
-    print("500,000 tiny items, one in a message", static_cast<double>(items.size()) / 1e6, "M/s", by_hand, ours);
+    const double millions = static_cast<double>(items.size()) / 1e6;
+    print("500,000 tiny items, one by one (a window of 4,096)", millions, "M/s", by_hand, windowed);
+    print("500,000 tiny items, one by one (retries)", millions, "M/s", by_hand, retried);
   }
   if (measures("large")) {
     const std::size_t count = 500;
@@ -274,7 +286,7 @@ int main(int argc, char** argv) {
       }
       on_cluster([&](auto& cluster) {
         ours.push_back(seconds_of([&] {
-          const auto result = pyarallel::parallel_map(large, items, {.executor = cluster});
+          const auto result = parallel_map(large, items, {.executor = cluster});
           require(result.values()[7][mebibyte - 1] == 7 && result.values()[7].size() == mebibyte, "large results");
         }));
       });
@@ -284,7 +296,7 @@ int main(int argc, char** argv) {
   if (measures("wait")) on_cluster([&](auto& cluster) {
     const double before = cpu_seconds();
     const double seconds =
-        seconds_of([&] { pyarallel::parallel_map(slow, std::vector<std::int32_t>{1}, {.executor = cluster}); });
+        seconds_of([&] { parallel_map(slow, std::vector<std::int32_t>{1}, {.executor = cluster}); });
     std::printf("\nrank 0 waiting for %.2f s: %.3f s of CPU\n", seconds, cpu_seconds() - before);
   });
   for (const double rate : {200.0, 2'000.0, 20'000.0}) {
@@ -292,7 +304,7 @@ int main(int argc, char** argv) {
     items.resize(static_cast<std::size_t>(rate));
     on_cluster([&](auto& cluster) {
       const double seconds =
-          seconds_of([&] { pyarallel::parallel_map(tiny, items, {.executor = cluster, .rate_limit = rate}); });
+          seconds_of([&] { parallel_map(tiny, items, {.executor = cluster, .rate_limit = rate}); });
       std::printf("rate limit of %.0f/s: %.1f %%\n", rate,
                   100 * (static_cast<double>(items.size()) - 1) / seconds / rate);
     });

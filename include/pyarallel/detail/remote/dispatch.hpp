@@ -111,15 +111,17 @@ class RankRun final : public RemoteRun {
     kept_.clear();
     if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
     for (bool all_sent = false;;) {
-      if (listen()) {
+      const bool heard = listen();
+      const Time now = Time::clock::now();
+      look_after_stuck_peers(now);
+      if (heard) {
         pause_.reset();
-        quiet_since_ = TimePoint::max();
+        quiet_since_ = Time::max();
         break;
       }
-      const TimePoint now = clock().now();
-      if (quiet_since_ == TimePoint::max()) quiet_since_ = now;
+      if (quiet_since_ == Time::max()) quiet_since_ = now;
       if (now - quiet_since_ > std::chrono::microseconds{200}) even_out();
-      if (now >= due) break;
+      if (clock().now() >= due) break;
       if (!std::exchange(all_sent, true)) {
         for (Peer& peer : peers_) flush(peer);
         continue;
@@ -174,6 +176,11 @@ class RankRun final : public RemoteRun {
   static constexpr std::size_t picoseconds_in_advance = 500'000'000;
   static constexpr std::size_t picoseconds_for_each_worker = 10'000'000;
 
+  static constexpr std::size_t picoseconds_of_slow_items = 5'000'000'000;
+  static constexpr std::chrono::milliseconds patience{5};
+
+  using Time = std::chrono::steady_clock::time_point;
+
   struct Peer {
     std::size_t number = 0;
     std::size_t workers = 1;
@@ -181,6 +188,8 @@ class RankRun final : public RemoteRun {
     std::size_t unsent = 0;       // of those, in `out`
     std::size_t picoseconds = 0;  // that an item takes one of its workers; 0: not known
     bool asked_to_give_back = false;
+    bool silent = false;  // nothing has come from it since the last look
+    bool stuck = false;   // nor before that
     bool in_idle = true;     // in `idle_`
     bool in_hungry = false;  // in `hungry_`
     Bytes out = {};
@@ -195,6 +204,8 @@ class RankRun final : public RemoteRun {
 
   /// How many items a rank should have.
   std::size_t wanted(const Peer& peer) const noexcept {
+    // Items that may wait for each other must not wait behind each other; nor behind one that is slow (clause W1).
+    if (chunk_ == 1 || peer.stuck || peer.picoseconds > picoseconds_of_slow_items) return peer.workers;
     std::size_t each = 2;  // one to run, and one to go on with
     if (peer.picoseconds > 0) each = std::max(each, in_advance_ / peer.picoseconds);
     return std::min(each * peer.workers, most_items_in_advance);
@@ -256,6 +267,10 @@ class RankRun final : public RemoteRun {
   void hear(std::size_t who, const RemoteHead& head, std::span<const std::byte> bytes) {
     Peer& peer = peers_[who];
     const auto outcome = [&](RemoteOutcome::Kind kind) {
+      if (kind != RemoteOutcome::Kind::not_run) {
+        peer.stuck = false;
+        peer.silent = false;
+      }
       peer.out_items -= std::min<std::size_t>(peer.out_items, head.count);
       if (!std::exchange(peer.in_idle, true)) idle_.push_back(who);
       outcomes_.push_back({.kind = kind,
@@ -300,6 +315,24 @@ class RankRun final : public RemoteRun {
     }
   }
 
+  /// What waits behind slow items comes back, so that it goes to others.
+  void look_after_stuck_peers(Time now) {
+    if (now < next_look_) return;
+    next_look_ = now + patience;
+    for (Peer& peer : peers_) {
+      if (peer.out_items > peer.workers && std::exchange(peer.silent, true)) {
+        peer.stuck = true;
+        ask_to_give_back(peer, peer.out_items - peer.workers);
+      }
+    }
+  }
+
+  void ask_to_give_back(Peer& peer, std::size_t items) {
+    if (std::exchange(peer.asked_to_give_back, true)) return;
+    append_frame(peer.out, {.kind = RemoteFrame::give_back, .count = static_cast<std::uint32_t>(items)});
+    flush(peer);
+  }
+
   /// While workers of one rank have had nothing to do for a while, others give back what they have in advance.
   void even_out() {
     std::size_t idle_workers = 0;
@@ -309,9 +342,7 @@ class RankRun final : public RemoteRun {
       if (peer.asked_to_give_back || peer.out_items <= peer.workers) continue;
       const std::size_t some = std::min(idle_workers, peer.out_items - peer.workers);
       idle_workers -= some;
-      peer.asked_to_give_back = true;
-      append_frame(peer.out, {.kind = RemoteFrame::give_back, .count = static_cast<std::uint32_t>(some)});
-      flush(peer);
+      ask_to_give_back(peer, some);
     }
   }
 
@@ -327,7 +358,8 @@ class RankRun final : public RemoteRun {
   Bytes kept_;
   std::exception_ptr failure_;
   PollPause pause_;
-  TimePoint quiet_since_ = TimePoint::max();  // nothing has come since
+  Time quiet_since_ = Time::max();  // nothing has come since
+  Time next_look_ = Time::clock::now();
   std::atomic<bool> woken_{false};
   bool ended_ = false;
 };

@@ -140,12 +140,14 @@ class RankSink final : public RemoteSink {
       : head_(head), run_(run), filter_(filter), frames_(frames) {
     first_ = static_cast<std::size_t>(head.index);
     last_ = first_ + head.count;
+    if (head.count > 1) begun_ = std::chrono::steady_clock::now();
     begin_values();
   }
   RankSink(const RankSink&) = delete;
   RankSink& operator=(const RankSink&) = delete;
 
   std::size_t go_on(std::size_t index) override {
+    if (head_.count == 1) return 1;
     const std::size_t done = index - static_cast<std::size_t>(head_.index);
     // A block that turns out to be slow goes back (clause W1), and so does what has no time any more.
     if (done > 0 && (run_.closed() || std::chrono::steady_clock::now() - begun_ > longest)) return 0;
@@ -194,7 +196,7 @@ class RankSink final : public RemoteSink {
   std::size_t first_;  // whose value is in the frame that is being written
   std::size_t last_;
   std::size_t values_at_ = 0;
-  std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point begun_;
 };
 
 /// fn as a rank calls it.

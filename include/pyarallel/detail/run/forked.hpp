@@ -295,7 +295,7 @@ class ForkedRun final : private ForkedWork {
     bool claims = by_index && Runner::keeps_values_by_index && !plan.driver_looks();
     // On other machines blocks of items, too, but only where each item's outcome, or the moment when the last one may
     // begin (clause E1), is nobody's concern, and none of them can take the others with it.
-    if (plan.remote != nullptr && (plan.executor == Executor::process || plan.measured() || plan.window > 0 ||
+    if (plan.remote != nullptr && (plan.executor == Executor::process || plan.measured() || plan.chunk == 1 || plan.window > 0 ||
                                    plan.has_max_errors())) {
       claims = false;
     }
