@@ -35,7 +35,7 @@ struct RemoteJob {
   std::string_view call;    ///< Which code, the same in every copy of the program, decodes items and encodes values.
   std::size_t workers = 1;  ///< Items that run at once, at most, over all machines.
   std::size_t chunk = 0;    ///< Items that are sent together; 0: as many as seems best.
-  bool one_by_one = false;  ///< Somebody waits for each outcome: none should wait for the next item's.
+  bool together = false;    ///< An item may wait for those that follow at once, to be sent together with them.
   bool blocks = false;      ///< Items are handed over many at a time, and their outcomes may come so.
   std::string_view filter = {};  ///< Which code says of an exception whether it may be retried; empty: all may.
   bool takes_task = false;

@@ -37,6 +37,7 @@ struct ForkedJob {
   bool one_by_one = false;      // each item goes through the attempt loop, and its outcome is told at once
   int watchers = 0;             // how many workers may look out for work before they sleep
   // On other machines:
+  bool together = false;  // nothing but items and values concerns the driver
   RemoteFunction function = {};
   std::string call = {};
 };

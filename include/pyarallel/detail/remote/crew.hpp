@@ -50,7 +50,7 @@ class RemoteCrew final : public Crew {
                                      .call = job_.call,
                                      .workers = job_.workers,
                                      .chunk = plan_.chunk,
-                                     .one_by_one = job_.one_by_one,
+                                     .together = job_.together,
                                      .blocks = job_.claims,
                                      .filter = filter_name,
                                      .takes_task = plan_.takes_task,

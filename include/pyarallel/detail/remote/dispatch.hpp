@@ -48,6 +48,7 @@ class RankRun final : public RemoteRun {
   RankRun(Link& link, std::span<const RankPeer> peers, const RemoteJob& job, std::size_t function)
       : link_(link),
         chunk_(job.chunk),
+        together_(job.together),
         in_advance_(std::max(picoseconds_in_advance, picoseconds_for_each_worker * job.workers)),
         numbers_(highest(peers) + 1, nobody) {
     std::size_t left = job.workers;
@@ -103,7 +104,7 @@ class RankRun final : public RemoteRun {
                  items.bytes);
     peer.out_items += items.count;
     peer.unsent += items.count;
-    if (items.count > 64 || peer.out.size() >= large_message) flush(peer);
+    if (!together_ || items.count > 64 || peer.out.size() >= large_message) flush(peer);
   }
 
   std::span<const RemoteOutcome> wait(TimePoint due) override {
@@ -348,6 +349,7 @@ class RankRun final : public RemoteRun {
 
   Link& link_;
   const std::size_t chunk_;
+  const bool together_;
   const std::size_t in_advance_;      // picoseconds
   std::vector<std::size_t> numbers_;  // of a peer, by its number on the link
   std::vector<Peer> peers_;

@@ -292,26 +292,24 @@ class ForkedRun final : private ForkedWork {
   static ForkedJob job_for(Items& items, Invoke& invoke, const Plan& plan) {
     require_codec_for_sent_items<Items>();
     const std::size_t size = known_size(items);
-    bool claims = by_index && Runner::keeps_values_by_index && !plan.driver_looks();
-    // On other machines blocks of items, too, but only where each item's outcome, or the moment when the last one may
+    const std::size_t workers = Runner::worker_count(plan, size);
+    const bool only_values = by_index && Runner::keeps_values_by_index && !plan.driver_looks();
+    // To other machines go blocks of items, too, but only where each item's outcome, or the moment when the last one may
     // begin (clause E1), is nobody's concern, and none of them can take the others with it.
-    if (plan.remote != nullptr && (plan.executor == Executor::process || plan.measured() || plan.chunk == 1 || plan.window > 0 ||
-                                   plan.has_max_errors())) {
-      claims = false;
-    }
-    ForkedJob job = make_forked_job(plan, by_index, claims, Runner::sized, size, Runner::worker_count(plan, size));
-    // What is on its way to other machines and back should not be all that there is. (Input that must be pulled has the
-    // window of clause W1.)
-    constexpr std::size_t many = 4096;
-    if (plan.remote != nullptr && by_index && Runner::keeps_values_by_index && plan.window == 0 &&
-        !plan.has_max_errors()) {
+    const bool blocks = plan.executor == Executor::thread && !plan.measured() && plan.chunk != 1 && plan.window == 0 &&
+                        !plan.has_max_errors();
+    const bool claims = only_values && (plan.remote == nullptr || blocks);
+    ForkedJob job = make_forked_job(plan, by_index, claims, Runner::sized, size, workers);
+    if (plan.remote == nullptr) return job;
+    job.together = only_values && !plan.reported;
+    if (only_values && plan.window == 0 && !plan.has_max_errors()) {
+      // More than there are workers, for many are on their way. (Input that is pulled has the window of clause W1.)
+      constexpr std::size_t many = 4096;
       job.entries = std::clamp(size, job.entries, std::max(job.entries, many));
     }
     if constexpr (Serializable<Item> && requires { invoke.fn; }) {
-      if (plan.remote != nullptr) {
-        job.function = remote_function(invoke.fn);
-        job.call = RemoteCall<R, Items, Invoke>::code.name();
-      }
+      job.function = remote_function(invoke.fn);
+      job.call = RemoteCall<R, Items, Invoke>::code.name();
     }
     return job;
   }
