@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "pyarallel/detail/mpi/build.hpp"
+#include "pyarallel/detail/mpi/exit_guard.hpp"
 #include "pyarallel/detail/mpi/helper.hpp"
 #include "pyarallel/detail/mpi/launcher.hpp"
 #include "pyarallel/detail/mpi/mpi_link.hpp"
@@ -74,8 +75,9 @@ class Cluster final : public RemoteExecutor {
   }
 
   /// On the ranks of a communicator, which is duplicated (all of them must come here), and not finalised. MPI must have
-  /// been initialised with MPI_THREAD_FUNNELED at least, and is used by the calling thread only.
-  /// std::invalid_argument for processes without fork_after_mpi_init.
+  /// been initialised with MPI_THREAD_FUNNELED at least. Where it was with MPI_THREAD_SERIALIZED, threads may take
+  /// turns in using it, which makes tiny items quicker. std::invalid_argument for processes without
+  /// fork_after_mpi_init.
   explicit Cluster(MPI_Comm communicator, ClusterOptions options = {}) : options_(std::move(options)) {
     check_options();
     if (options_.processes_per_rank > 0 && !options_.fork_after_mpi_init) {
@@ -171,13 +173,17 @@ class Cluster final : public RemoteExecutor {
     if (launch_.alone()) return false;
 
     std::optional<detail::RankHelper> helper;
-    const detail::RankOptions rank_options{kind(), workers_here(), options_.worker_init};
+    detail::RankOptions rank_options{kind(), workers_here(), options_.worker_init};
     if (options_.processes_per_rank > 0 && launch_.rank != 0) helper.emplace(ranks_.functions(), rank_options);
     if (communicator_ == MPI_COMM_NULL) initialize();
     if (size() == 1) return false;
     link_ = std::make_unique<detail::MpiLink>(communicator_);
     greet();
     if (rank() == 0) return false;
+    int provided = MPI_THREAD_SINGLE;
+    MPI_Query_thread(&provided);
+    rank_options.link_may_change_threads = provided >= MPI_THREAD_SERIALIZED;
+    const detail::ExitGuard guard{communicator_, rank()};
     if (helper) {
       helper->relay(*link_, 0);
     } else {

@@ -642,9 +642,9 @@ void expect_mpi_works(MPI_Comm communicator) {
   expect_equal(sum, size, "ranks that take part in what comes after");
 }
 
-bool communicator_of_the_program(Job& job) {
+bool clusters_on_communicators(Job& job, int thread_level) {
   int provided = 0;
-  MPI_Init_thread(&job.argc, &job.argv, MPI_THREAD_SERIALIZED, &provided);
+  MPI_Init_thread(&job.argc, &job.argv, thread_level, &provided);
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   if (job.processes()) {
@@ -680,6 +680,9 @@ bool communicator_of_the_program(Job& job) {
   MPI_Finalize();
   return rank == 0;
 }
+
+bool communicator_of_the_program(Job& job) { return clusters_on_communicators(job, MPI_THREAD_SERIALIZED); }
+bool communicator_of_one_thread(Job& job) { return clusters_on_communicators(job, MPI_THREAD_FUNNELED); }
 
 bool one_process(Job& job) {
   const auto initialized = [] {
@@ -795,7 +798,10 @@ constexpr Scenario scenarios[] = {
     {"throws_something_strange", throws_something_strange},
     {"ends_early", ends_early},
     {.name = "crashes_cost_one_item", .run = crashes_cost_one_item, .with_threads = false},
-    {.name = "exit_in_a_thread", .run = exit_in_a_thread, .fails_with = "fn calls exit", .with_processes = false},
+    {.name = "exit_in_a_thread",
+     .run = exit_in_a_thread,
+     .fails_with = "has called exit() while it runs items",
+     .with_processes = false},
     {"slow_rank", slow_rank},
     {"large_items_and_results", large_items_and_results},
     {"rate_limit", rate_limit},
@@ -809,6 +815,7 @@ constexpr Scenario scenarios[] = {
     {"exception_passes_the_cluster", exception_passes_the_cluster, 3, "caught: nobody catches this"},
     {"rank_0_exits", rank_0_exits, 3, "rank 0 calls exit"},
     {"communicator_of_the_program", communicator_of_the_program, 4},
+    {"communicator_of_one_thread", communicator_of_one_thread, 4},
     {"one_process", one_process, 0},
     {"one_process", one_process, 1},
     {"idle_ranks_sleep", idle_ranks_sleep},

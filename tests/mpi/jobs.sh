@@ -1,4 +1,4 @@
-# What `run` and `hosts` share: how cluster_test is built, started by mpirun, and judged. They set `root` and `folder`.
+# What the scripts here share: how a program is built, started by mpirun, and judged. They set `root` and `folder`.
 
 failures=0
 
@@ -8,12 +8,12 @@ installed() {  # the MPIs that there are
   done
 }
 
-build() {  # MPI PROGRAM [OPTION...]
-  mpi=$1 program=$2
-  shift 2
+build() {  # MPI PROGRAM SOURCE [OPTION...]
+  compiler=mpicxx.$1 output=$2 file=$3
+  shift 3
   # shellcheck disable=SC2086
-  OMPI_CXX=${CXX:-g++} MPICH_CXX=${CXX:-g++} "mpicxx.$mpi" -std=c++20 -Wall -Wextra -Wpedantic -Wconversion -Wshadow \
-    -Werror ${CXXFLAGS:-} "$@" -I"$root/include" "$root/tests/mpi/cluster_test.cpp" -o "$program" -lfmt -lsqlite3 -pthread
+  OMPI_CXX=${CXX:-g++} MPICH_CXX=${CXX:-g++} "$compiler" -std=c++20 -Wall -Wextra -Wpedantic -Wconversion -Wshadow \
+    -Werror ${CXXFLAGS:-} "$@" -I"$root/include" "$file" -o "$output" -lfmt -lsqlite3 -pthread
 }
 
 mpirun_of() {  # MPI: the command; Open MPI would count cores, mind being root, and bind two ranks to a core each

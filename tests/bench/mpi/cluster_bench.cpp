@@ -293,18 +293,18 @@ int main(int argc, char** argv) {
     }
     print("500 results of 1 MiB", static_cast<double>(count), "MiB/s", by_hand, ours);
   }
-  if (measures("wait")) on_cluster([&](auto& cluster) {
-    const double before = cpu_seconds();
-    const double seconds =
-        seconds_of([&] { parallel_map(slow, std::vector<std::int32_t>{1}, {.executor = cluster}); });
-    std::printf("\nrank 0 waiting for %.2f s: %.3f s of CPU\n", seconds, cpu_seconds() - before);
-  });
+  if (measures("wait"))
+    on_cluster([&](auto& cluster) {
+      const double before = cpu_seconds();
+      const double seconds =
+          seconds_of([&] { parallel_map(slow, std::vector<std::int32_t>{1}, {.executor = cluster}); });
+      std::printf("\nrank 0 waiting for %.2f s: %.3f s of CPU\n", seconds, cpu_seconds() - before);
+    });
   for (const double rate : {200.0, 2'000.0, 20'000.0}) {
     if (!measures("rate")) break;
     items.resize(static_cast<std::size_t>(rate));
     on_cluster([&](auto& cluster) {
-      const double seconds =
-          seconds_of([&] { parallel_map(tiny, items, {.executor = cluster, .rate_limit = rate}); });
+      const double seconds = seconds_of([&] { parallel_map(tiny, items, {.executor = cluster, .rate_limit = rate}); });
       std::printf("rate limit of %.0f/s: %.1f %%\n", rate,
                   100 * (static_cast<double>(items.size()) - 1) / seconds / rate);
     });

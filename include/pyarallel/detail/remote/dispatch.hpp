@@ -189,8 +189,8 @@ class RankRun final : public RemoteRun {
     std::size_t unsent = 0;       // of those, in `out`
     std::size_t picoseconds = 0;  // that an item takes one of its workers; 0: not known
     bool asked_to_give_back = false;
-    bool silent = false;  // nothing has come from it since the last look
-    bool stuck = false;   // nor before that
+    bool silent = false;     // nothing has come from it since the last look
+    bool stuck = false;      // nor before that
     bool in_idle = true;     // in `idle_`
     bool in_hungry = false;  // in `hungry_`
     Bytes out = {};

@@ -21,8 +21,8 @@
 #include "pyarallel/codec.hpp"
 #include "pyarallel/detail/clock.hpp"
 #include "pyarallel/detail/exception_codec.hpp"
-#include "pyarallel/detail/process/crew.hpp"
 #include "pyarallel/detail/function_ref.hpp"
+#include "pyarallel/detail/process/crew.hpp"
 #include "pyarallel/detail/remote/dispatch.hpp"
 #include "pyarallel/detail/remote/frames.hpp"
 #include "pyarallel/detail/remote/link.hpp"
@@ -330,7 +330,7 @@ struct RankOptions {
   Executor executor = Executor::thread;
   std::size_t workers = 1;
   std::function<void()> worker_init;
-  bool link_may_change_threads = true;
+  bool link_may_change_threads = true;  // one may use it after the other
 };
 
 class Rank {

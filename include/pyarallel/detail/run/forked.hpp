@@ -294,8 +294,8 @@ class ForkedRun final : private ForkedWork {
     const std::size_t size = known_size(items);
     const std::size_t workers = Runner::worker_count(plan, size);
     const bool only_values = by_index && Runner::keeps_values_by_index && !plan.driver_looks();
-    // To other machines go blocks of items, too, but only where each item's outcome, or the moment when the last one may
-    // begin (clause E1), is nobody's concern, and none of them can take the others with it.
+    // To other machines go blocks of items, too, but only where each item's outcome, or the moment when the last one
+    // may begin (clause E1), is nobody's concern, and none of them can take the others with it.
     const bool blocks = plan.executor == Executor::thread && !plan.measured() && plan.chunk != 1 && plan.window == 0 &&
                         !plan.has_max_errors();
     const bool claims = only_values && (plan.remote == nullptr || blocks);
