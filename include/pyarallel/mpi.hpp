@@ -27,6 +27,7 @@
 #include "pyarallel/detail/mpi/exit_guard.hpp"
 #include "pyarallel/detail/mpi/helper.hpp"
 #include "pyarallel/detail/mpi/launcher.hpp"
+#include "pyarallel/detail/mpi/mpi_api.hpp"
 #include "pyarallel/detail/mpi/mpi_link.hpp"
 #include "pyarallel/detail/remote/rank.hpp"
 #include "pyarallel/detail/remote/ranks.hpp"

@@ -3,7 +3,6 @@
 //     mpirun -n 3 cluster_bench    # or more ranks, over several hosts; see run
 //
 // Rank 0 hands out, the others work. Each measurement is made with both in turn, several times; medians are printed.
-#include <mpi.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -188,9 +187,26 @@ void on_cluster(Run run) {
   run(cluster);
 }
 
+// Nothing but to begin, meet, and end.
+int start_by_hand(int& argc, char**& argv) {
+  MPI_Init(&argc, &argv);
+  MPI_Barrier(MPI_COMM_WORLD);
+  MPI_Finalize();
+  return 0;
+}
+int start_cluster(int& argc, char**& argv, pyarallel::mpi::ClusterOptions options) {
+  pyarallel::mpi::Cluster cluster{argc, argv, std::move(options)};
+  cluster.serve(tiny);
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  const std::string first = argc > 1 ? argv[1] : "";
+  if (first == "start_by_hand") return start_by_hand(argc, argv);
+  if (first == "start_threads") return start_cluster(argc, argv, {.threads_per_rank = 2});
+  if (first == "start_processes") return start_cluster(argc, argv, {.processes_per_rank = 2});
   int provided = 0;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
   int rank = 0;

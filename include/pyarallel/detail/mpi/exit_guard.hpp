@@ -1,18 +1,13 @@
 // A rank that leaves by std::exit() while others count on it.
 #pragma once
 
-#ifndef OMPI_SKIP_MPICXX
-#define OMPI_SKIP_MPICXX 1
-#endif
-#ifndef MPICH_SKIP_MPICXX
-#define MPICH_SKIP_MPICXX 1
-#endif
-#include <mpi.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+
+#include "pyarallel/detail/mpi/mpi_api.hpp"
 
 namespace pyarallel::detail {
 

@@ -1,14 +1,6 @@
 // A link over MPI messages: peers are ranks.
 #pragma once
 
-#ifndef OMPI_SKIP_MPICXX
-#define OMPI_SKIP_MPICXX 1  // the C interface is enough, and the other one is no more
-#endif
-#ifndef MPICH_SKIP_MPICXX
-#define MPICH_SKIP_MPICXX 1
-#endif
-#include <mpi.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <deque>
@@ -17,6 +9,7 @@
 #include <vector>
 
 #include "pyarallel/codec.hpp"
+#include "pyarallel/detail/mpi/mpi_api.hpp"
 #include "pyarallel/detail/remote/link.hpp"
 
 namespace pyarallel::detail {
