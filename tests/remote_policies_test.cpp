@@ -734,11 +734,11 @@ TEST_CASE("R5 E1 over ranks the n-th failure aborts also on the last item and a 
     CHECK(result.aborted());
     CHECK(result.ok_values() == numbers(9));
     std::stop_source stop;
-    const auto complete =
-        parallel_map(fn, numbers(9),
-                     {.executor = cluster, .stop = stop.get_token(), .on_progress = [&](std::size_t done, std::size_t) {
-                        if (done == 9) stop.request_stop();
-                      }});
+    const auto complete = parallel_map(
+        fn, numbers(9),
+        {.executor = cluster, .stop = stop.get_token(), .on_progress = [&](std::size_t so_far, std::size_t) {
+           if (so_far == 9) stop.request_stop();
+         }});
     CHECK(complete.ok());
     CHECK(list_of(complete) == numbers(9));
   });

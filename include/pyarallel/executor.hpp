@@ -49,13 +49,13 @@ inline RuntimeExecutor runtime(Executor executor) { return {executor}; }
 namespace detail {
 
 struct Plan;
-struct ForkedJob;
+struct CrewJob;
 class Crew;
-using MakeCrew = std::unique_ptr<Crew>(const Plan& plan, const ForkedJob& job);
+using MakeCrew = std::unique_ptr<Crew>(const Plan& plan, const CrewJob& job);
 /// In process/crew.hpp. Named only where a call may fork, so that others need not compile what is behind it.
-std::unique_ptr<Crew> make_forked_crew(const Plan& plan, const ForkedJob& job);
+std::unique_ptr<Crew> make_forked_crew(const Plan& plan, const CrewJob& job);
 /// In remote/crew.hpp, which comes with whatever makes a RemoteExecutor.
-std::unique_ptr<Crew> make_remote_crew(const Plan& plan, const ForkedJob& job);
+std::unique_ptr<Crew> make_remote_crew(const Plan& plan, const CrewJob& job);
 
 // Not constexpr on purpose: a constant `.executor = Executor::process` that cannot work stops compiling here.
 inline void executor_process_needs_a_Codec_for_the_type_that_the_function_returns() {}

@@ -24,11 +24,11 @@
 #include "pyarallel/detail/executor/thread_pool.hpp"
 #include "pyarallel/detail/process/bell.hpp"
 #include "pyarallel/detail/process/child.hpp"
-#include "pyarallel/detail/process/forked_work.hpp"
 #include "pyarallel/detail/process/frame_reader.hpp"
 #include "pyarallel/detail/process/shared_run.hpp"
 #include "pyarallel/detail/process/worker.hpp"
 #include "pyarallel/detail/run/attempt.hpp"
+#include "pyarallel/detail/run/crew.hpp"
 #include "pyarallel/detail/run/driver.hpp"
 #include "pyarallel/detail/run/run.hpp"
 #include "pyarallel/detail/run/workplace.hpp"
@@ -40,7 +40,7 @@ namespace pyarallel::detail {
 class ForkedCrew final : public Crew {
  public:
   /// std::system_error if there is no memory or no descriptor for it.
-  ForkedCrew(const Plan& plan, const ForkedJob& job)
+  ForkedCrew(const Plan& plan, const CrewJob& job)
       : plan_(plan), job_(job), shared_(job), queue_(shared_.queue()), peers_(job.workers) {
     for (std::size_t worker = 0; worker < peers_.size(); ++worker) {
       peers_[worker].frames = FrameReader{shared_.outbox(worker)};
@@ -64,7 +64,7 @@ class ForkedCrew final : public Crew {
   [[gnu::cold]] RunState& run_state() const noexcept override { return shared_.run_state(); }
 
   // Cold, so that g++ does not guess that this is what a Crew will be, and compiles it where nobody forks.
-  [[gnu::cold]] void begin(Run& run, Driver& driver, ForkedWork& work) override {
+  [[gnu::cold]] void begin(Run& run, Driver& driver, CrewWork& work) override {
     run_ = &run;
     driver_ = &driver;
     work_ = &work;
@@ -720,7 +720,7 @@ class ForkedCrew final : public Crew {
   }
 
   const Plan& plan_;
-  const ForkedJob job_;
+  const CrewJob job_;
   SharedRun shared_;
   WorkQueue& queue_;
   std::size_t entries_ = 0;  // of the queue that were ever used
@@ -729,7 +729,7 @@ class ForkedCrew final : public Crew {
   std::size_t live_ = 0;
   Run* run_ = nullptr;
   Driver* driver_ = nullptr;
-  ForkedWork* work_ = nullptr;
+  CrewWork* work_ = nullptr;
   std::vector<std::size_t> free_entries_;  // of input that workers share out
   std::vector<ReturnedWork> backlog_;      // came back, and waits for an entry
   std::vector<Delayed> delayed_;           // waits for its next attempt
@@ -747,7 +747,7 @@ class ForkedCrew final : public Crew {
   std::atomic<bool> woken_{false};
 };
 
-inline std::unique_ptr<Crew> make_forked_crew(const Plan& plan, const ForkedJob& job) {
+inline std::unique_ptr<Crew> make_forked_crew(const Plan& plan, const CrewJob& job) {
   return std::make_unique<ForkedCrew>(plan, job);
 }
 

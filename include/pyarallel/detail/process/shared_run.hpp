@@ -22,10 +22,10 @@
 #include <span>
 
 #include "pyarallel/detail/process/byte_ring.hpp"
-#include "pyarallel/detail/process/forked_work.hpp"
 #include "pyarallel/detail/process/futex.hpp"
 #include "pyarallel/detail/process/shared_memory.hpp"
 #include "pyarallel/detail/process/work_queue.hpp"
+#include "pyarallel/detail/run/crew.hpp"
 #include "pyarallel/detail/run/range.hpp"
 #include "pyarallel/detail/run/run_state.hpp"
 
@@ -107,7 +107,7 @@ struct FrameHead {
 
 class SharedRun {
  public:
-  explicit SharedRun(const ForkedJob& job) : workers_(job.workers) {
+  explicit SharedRun(const CrewJob& job) : workers_(job.workers) {
     const std::size_t stride = round_up(sizeof(WorkEntry) + job.inline_item);
     const std::size_t tickets = WorkQueue::tickets_for(job.entries);
     // Enough for some results to be on their way while others are made; touched as far as it is used.

@@ -21,9 +21,9 @@
 #include "pyarallel/detail/exception_codec.hpp"
 #include "pyarallel/detail/process/bell.hpp"
 #include "pyarallel/detail/process/child.hpp"
-#include "pyarallel/detail/process/forked_work.hpp"
 #include "pyarallel/detail/process/shared_run.hpp"
 #include "pyarallel/detail/run/claims.hpp"
+#include "pyarallel/detail/run/crew.hpp"
 #include "pyarallel/detail/run/run.hpp"
 #include "pyarallel/detail/spin.hpp"
 
@@ -70,7 +70,7 @@ class WorkerClock final : public Clock {
 
 class Worker final : public WorkerLink, private AttemptWatch {
  public:
-  Worker(SharedRun& shared, std::size_t number, const ForkedJob& job, Run& run, ForkedWork& work, const Bell& bell)
+  Worker(SharedRun& shared, std::size_t number, const CrewJob& job, Run& run, CrewWork& work, const Bell& bell)
       : shared_(shared),
         queue_(shared.queue()),
         status_(shared.status(number)),
@@ -461,9 +461,9 @@ class Worker final : public WorkerLink, private AttemptWatch {
   ByteRing outbox_;
   ByteRing inbox_;
   const std::size_t number_;
-  const ForkedJob& job_;
+  const CrewJob& job_;
   Run& run_;
-  ForkedWork& work_;
+  CrewWork& work_;
   const Bell& bell_;
   Task task_;
   Pace pace_;

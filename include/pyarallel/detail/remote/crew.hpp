@@ -17,8 +17,8 @@
 
 #include "pyarallel/detail/clock.hpp"
 #include "pyarallel/detail/exception_codec.hpp"
-#include "pyarallel/detail/process/forked_work.hpp"
 #include "pyarallel/detail/run/attempt.hpp"
+#include "pyarallel/detail/run/crew.hpp"
 #include "pyarallel/detail/run/driver.hpp"
 #include "pyarallel/detail/run/plan.hpp"
 #include "pyarallel/detail/run/range.hpp"
@@ -32,14 +32,14 @@ namespace pyarallel::detail {
 
 class RemoteCrew final : public Crew {
  public:
-  RemoteCrew(const Plan& plan, const ForkedJob& job) : plan_(plan), job_(job) {}
+  RemoteCrew(const Plan& plan, const CrewJob& job) : plan_(plan), job_(job) {}
 
   RemoteCrew(const RemoteCrew&) = delete;
   RemoteCrew& operator=(const RemoteCrew&) = delete;
 
   [[gnu::cold]] RunState& run_state() const noexcept override { return state_; }
 
-  [[gnu::cold]] void begin(Run& run, Driver& driver, ForkedWork& work) override {
+  [[gnu::cold]] void begin(Run& run, Driver& driver, CrewWork& work) override {
     run_ = &run;
     driver_ = &driver;
     work_ = &work;
@@ -396,12 +396,12 @@ class RemoteCrew final : public Crew {
   TimePoint deadline_of_wait() const { return run_->stopped() && !killed_ ? run_->deadline() : TimePoint::max(); }
 
   const Plan& plan_;
-  const ForkedJob job_;
+  const CrewJob job_;
   mutable RunState state_;
   std::unique_ptr<RemoteRun> remote_;
   Run* run_ = nullptr;
   Driver* driver_ = nullptr;
-  ForkedWork* work_ = nullptr;
+  CrewWork* work_ = nullptr;
   std::vector<Item> items_;                // by place
   std::size_t out_ = 0;                    // items, on other machines
   std::deque<std::size_t> without_token_;  // places of items that want one
@@ -422,7 +422,7 @@ class RemoteCrew final : public Crew {
   std::atomic<RemoteRun*> to_wake_{nullptr};
 };
 
-[[gnu::cold]] inline std::unique_ptr<Crew> make_remote_crew(const Plan& plan, const ForkedJob& job) {
+[[gnu::cold]] inline std::unique_ptr<Crew> make_remote_crew(const Plan& plan, const CrewJob& job) {
   return std::make_unique<RemoteCrew>(plan, job);
 }
 

@@ -27,8 +27,8 @@
 #include "pyarallel/detail/remote/frames.hpp"
 #include "pyarallel/detail/remote/link.hpp"
 #include "pyarallel/detail/remote/remote_call.hpp"
+#include "pyarallel/detail/run/crew_run.hpp"
 #include "pyarallel/detail/run/deputy.hpp"
-#include "pyarallel/detail/run/forked.hpp"
 #include "pyarallel/detail/run/item_runner.hpp"
 #include "pyarallel/detail/run/map_runner.hpp"
 #include "pyarallel/detail/run/plan.hpp"
@@ -415,7 +415,7 @@ class Rank {
       const RankFunction function{code, filter, functions_[job.function], job.first_worker, &run_state_};
       const Plan plan = plan_for(job);
       if (plan.has_crew()) {
-        run_on<ForkedRun<RankRunner, RankItems>>(function, plan);
+        run_on<CrewRun<RankRunner, RankItems>>(function, plan);
       } else {
         run_on<PulledRun<RankRunner, RankItems>>(function, plan);
       }

@@ -4,7 +4,7 @@
 #include <concepts>
 #include <ranges>
 
-#include "pyarallel/detail/run/forked.hpp"
+#include "pyarallel/detail/run/crew_run.hpp"
 #include "pyarallel/detail/run/indexed.hpp"
 #include "pyarallel/detail/run/map_runner.hpp"
 #include "pyarallel/detail/run/plan.hpp"
@@ -40,7 +40,7 @@ MapResult<R> collect(Items& items, Invoke invoke, const MapOptions<item_t<Items>
     return run.runner().finish(run.exhausted());
   };
   if constexpr (Serializable<R>) {
-    if (plan.has_crew()) return run_to_the_end(ForkedRun<Runner, Items>{items, invoke, options, plan});
+    if (plan.has_crew()) return run_to_the_end(CrewRun<Runner, Items>{items, invoke, options, plan});
   }
   if constexpr (IndexedInput<Items>) {
     if (!plan.driver_looks()) {

@@ -12,7 +12,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "pyarallel/detail/run/forked.hpp"
+#include "pyarallel/detail/run/crew_run.hpp"
 #include "pyarallel/detail/run/plan.hpp"
 #include "pyarallel/detail/run/pulled.hpp"
 #include "pyarallel/detail/run/source.hpp"
@@ -52,7 +52,7 @@ class AnyStreamRun {
   bool over_ = false;
 };
 
-/// `Items`: a reference, or a range of its own. `Where`: PulledRun or ForkedRun.
+/// `Items`: a reference, or a range of its own. `Where`: PulledRun or CrewRun.
 template <class R, class Items, class Invoke, template <class, class> class Where>
 class StreamRun final : public AnyStreamRun<R> {
   using Range = std::remove_reference_t<Items>;
@@ -176,8 +176,8 @@ std::unique_ptr<AnyStreamRun<R>> make_stream_run(Items&& items, Invoke invoke,
     if (remote != nullptr) remote->check(remote_function(invoke.fn));
     if (options.executor.get() == Executor::process || (remote != nullptr && !remote->is_local())) {
       require_codec_for_sent_items<std::remove_reference_t<Items>>();
-      return std::make_unique<StreamRun<R, Items, Invoke, ForkedRun>>(std::forward<Items>(items), std::move(invoke),
-                                                                      options);
+      return std::make_unique<StreamRun<R, Items, Invoke, CrewRun>>(std::forward<Items>(items), std::move(invoke),
+                                                                    options);
     }
   }
   return std::make_unique<StreamRun<R, Items, Invoke, PulledRun>>(std::forward<Items>(items), std::move(invoke),

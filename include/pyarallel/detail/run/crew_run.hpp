@@ -1,5 +1,6 @@
-// A map on forked workers: the typed half. (process/crew.hpp is the parent's other half, process/worker.hpp
-// the worker's.) Input that can be found by index is inherited; other input is read by the driver, and sent.
+// A map on a crew, which is forked workers or other machines: the typed half. (process/crew.hpp and remote/crew.hpp are
+// the other half here, process/worker.hpp and remote/rank.hpp the one there.) Forked workers inherit input that can be
+// found by index; other input is read by the driver, and sent.
 #pragma once
 
 #include <algorithm>
@@ -21,9 +22,9 @@
 
 #include "pyarallel/codec.hpp"
 #include "pyarallel/detail/parallelism.hpp"
-#include "pyarallel/detail/process/forked_work.hpp"
 #include "pyarallel/detail/remote/remote_call.hpp"
 #include "pyarallel/detail/run/admission.hpp"
+#include "pyarallel/detail/run/crew.hpp"
 #include "pyarallel/detail/run/map_runner.hpp"
 #include "pyarallel/detail/run/raw_array.hpp"
 #include "pyarallel/detail/run/source.hpp"
@@ -41,12 +42,12 @@ void require_codec_for_sent_items() {
 }
 
 template <class Runner, class Items>
-class ForkedRun final : private ForkedWork {
+class CrewRun final : private CrewWork {
  public:
   static constexpr bool runs_in_this_process = false;
 
   template <class Invoke>
-  ForkedRun(Items& items, Invoke& invoke, const typename Runner::Options& options, const Plan& plan)
+  CrewRun(Items& items, Invoke& invoke, const typename Runner::Options& options, const Plan& plan)
       : job_(job_for(items, invoke, plan)),
         crew_(plan.make_crew(plan, job_)),
         runner_(items, invoke, options, plan,
@@ -61,8 +62,8 @@ class ForkedRun final : private ForkedWork {
       admission_.emplace(runner_, job_.entries, !by_index || plan.driver_looks());
     }
   }
-  ForkedRun(const ForkedRun&) = delete;
-  ForkedRun& operator=(const ForkedRun&) = delete;
+  CrewRun(const CrewRun&) = delete;
+  CrewRun& operator=(const CrewRun&) = delete;
 
   Runner& runner() noexcept { return runner_; }
   /// Where the driver admits items.
@@ -289,7 +290,7 @@ class ForkedRun final : private ForkedWork {
   }
 
   template <class Invoke>
-  static ForkedJob job_for(Items& items, Invoke& invoke, const Plan& plan) {
+  static CrewJob job_for(Items& items, Invoke& invoke, const Plan& plan) {
     require_codec_for_sent_items<Items>();
     const std::size_t size = known_size(items);
     const std::size_t workers = Runner::worker_count(plan, size);
@@ -299,7 +300,7 @@ class ForkedRun final : private ForkedWork {
     const bool blocks = plan.executor == Executor::thread && !plan.measured() && plan.chunk != 1 && plan.window == 0 &&
                         !plan.has_max_errors();
     const bool claims = only_values && (plan.remote == nullptr || blocks);
-    ForkedJob job = make_forked_job(plan, by_index, claims, Runner::sized, size, workers);
+    CrewJob job = make_crew_job(plan, by_index, claims, Runner::sized, size, workers);
     if (plan.remote == nullptr) return job;
     job.together = only_values && !plan.reported;
     if (only_values && plan.window == 0 && !plan.has_max_errors()) {
@@ -314,7 +315,7 @@ class ForkedRun final : private ForkedWork {
     return job;
   }
 
-  const ForkedJob job_;
+  const CrewJob job_;
   const std::unique_ptr<Crew> crew_;
   Runner runner_;
   First first_;

@@ -1,5 +1,6 @@
-// Where the typed half of a run on forked workers (run/forked.hpp) meets the untyped one (crew.hpp in the
-// parent, worker.hpp in a worker). Only a call that may fork brings the untyped half into the program.
+// The workers of a run, where they are no threads of this process, as the calling thread sees them: forked ones
+// (process/crew.hpp), or on other machines (remote/crew.hpp); and their items, as these see them (crew_run.hpp). Only a
+// call that may have a crew brings the untyped half into the program.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +28,7 @@
 namespace pyarallel::detail {
 
 /// What a run asks of its workers; the same for all of them.
-struct ForkedJob {
+struct CrewJob {
   std::size_t size = 0;         // of the input, where it is known
   std::size_t workers = 1;      // at most
   std::size_t entries = 1;      // of the queue through which the parent hands out items
@@ -63,7 +64,7 @@ struct AdmittedItem {
   std::span<const std::byte> bytes;  // encoded, where items are sent; valid until the next is admitted
 };
 
-class ForkedWork {
+class CrewWork {
  public:
   // In a worker --------------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ class ForkedWork {
   virtual Records& records() = 0;
 
  protected:
-  ~ForkedWork() = default;
+  ~CrewWork() = default;
 };
 
 /// The workers of one run, as the calling thread sees them.
@@ -110,7 +111,7 @@ class Crew : public Workplace {
 
   virtual RunState& run_state() const noexcept = 0;
   /// Forks the workers. All three must live until end().
-  virtual void begin(Run& run, Driver& driver, ForkedWork& work) = 0;
+  virtual void begin(Run& run, Driver& driver, CrewWork& work) = 0;
   /// Goes on until enough() or, sooner or later, nothing is left to do.
   virtual void advance(FunctionRef<bool()> enough) = 0;
   /// Nobody wants to know what becomes of items any more: what runs is killed as soon as the run has stopped.
@@ -120,12 +121,12 @@ class Crew : public Workplace {
 };
 
 /// `by_index`: workers find items by their index. `claims`: and share them out among themselves.
-inline ForkedJob make_forked_job(const Plan& plan, bool by_index, bool claims, bool sized, std::size_t size,
-                                 std::size_t workers) {
+inline CrewJob make_crew_job(const Plan& plan, bool by_index, bool claims, bool sized, std::size_t size,
+                             std::size_t workers) {
   constexpr std::size_t most_workers = 60'000;
   constexpr std::size_t most_window = std::size_t{1} << 16;
   constexpr std::size_t memory_for_items = std::size_t{1} << 22;
-  ForkedJob job;
+  CrewJob job;
   job.size = size;
   job.workers = std::min(workers, most_workers);
   job.claims = claims;
