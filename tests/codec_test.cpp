@@ -184,6 +184,8 @@ static_assert(!Serializable<int*> && !Serializable<int&> && !Serializable<const 
 static_assert(!Serializable<std::string_view> && !Serializable<std::span<int>> && !Serializable<int Point::*>);
 static_assert(!Serializable<std::initializer_list<int>> && !Serializable<std::reference_wrapper<int>>);
 static_assert(!Serializable<HoldsPointer> && !Serializable<HoldsReference> && !Serializable<HoldsView>);
+static_assert(!Serializable<std::tuple<int&, int&>> && !Serializable<std::pair<const int, int&>> &&
+              Serializable<std::pair<const int, int>>);
 static_assert(!Serializable<std::vector<std::string_view>> && !Serializable<std::pair<int, const char*>>);
 static_assert(!Serializable<std::variant<int, HoldsPointer>> && !Serializable<std::map<int, int*>>);
 static_assert(!Serializable<Derived> && !Serializable<Either> && !Serializable<Fields33>);

@@ -160,6 +160,12 @@ template <template <class...> class Tuple, class... Parts, class... Above>
 inline constexpr bool all_serializable<Tuple<Parts...>, Above...> =
     (is_serializable<std::remove_cvref_t<Parts>, Above...>() && ...);
 
+// As the elements of a zipped range are: it would refer to nothing on the other side.
+template <class Tuple>
+inline constexpr bool any_reference = false;
+template <template <class...> class Tuple, class... Parts>
+inline constexpr bool any_reference<Tuple<Parts...>> = (std::is_reference_v<Parts> || ...);
+
 template <class T, class... Above>
 consteval bool is_serializable() {
   if constexpr ((std::same_as<T, Above> || ...)) {
@@ -190,7 +196,7 @@ consteval bool is_serializable() {
            is_serializable<typename T::element_type, T, Above...>();
   } else if constexpr (is_specialization<T, std::pair> || is_specialization<T, std::tuple> ||
                        is_specialization<T, std::variant>) {
-    return all_serializable<T, T, Above...>;
+    return !any_reference<T> && all_serializable<T, T, Above...>;
   } else if constexpr (PlainBytes<T>) {
     return true;
   } else if constexpr (is_plain_aggregate<T>) {
