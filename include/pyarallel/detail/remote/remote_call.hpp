@@ -54,10 +54,12 @@ RemoteFunction remote_function(ParallelFunction<F>& fn) noexcept {
   return remote_function(fn.target());
 }
 
-/// `Invoke` with the function behind it, where that is a ParallelFunction.
+/// `Invoke`, but it refers to the function; and to the one behind it, where that is a ParallelFunction.
 template <class Invoke>
-struct RemoteInvoke {
-  using type = Invoke;
+struct RemoteInvoke;
+template <template <class> class Invoke, class F>
+struct RemoteInvoke<Invoke<F>> {
+  using type = Invoke<std::remove_reference_t<F>&>;
 };
 template <template <class> class Invoke, class F>
   requires requires { typename F::pyarallel_target; }
