@@ -9,7 +9,6 @@
 #include <deque>
 #include <exception>
 #include <functional>
-#include <iterator>
 #include <memory>
 #include <optional>
 #include <span>
@@ -94,11 +93,15 @@ class RankItems {
     RankItem operator*() const { return items->take(); }
     iterator& operator++() { return *this; }
     void operator++(int) {}
-    friend bool operator==(const iterator& it, std::default_sentinel_t) { return it.items->empty(); }
+  };
+  // It is asked instead of the iterator, of which g++ 12 thinks that it may be uninitialised in a std::optional.
+  struct sentinel {
+    const RankItems* items = nullptr;
+    friend bool operator==(const iterator&, const sentinel& end) { return end.items->empty(); }
   };
 
   iterator begin() { return {this}; }
-  std::default_sentinel_t end() const { return {}; }
+  sentinel end() const { return {this}; }
 
   /// There is an item, or there will be none any more: who asks for the next need not wait.
   bool ready() const noexcept { return !waiting_.empty() || ended_; }
@@ -412,12 +415,13 @@ class Rank {
                                  ": is it from a library that is not loaded here?");
       }
       ErrorFilterCode* const filter = NamedCode<ErrorFilterCode>::find(job.filter);
-      const RankFunction function{code, filter, functions_[job.function], job.first_worker, &run_state_};
+      const Run* run_state = nullptr;
+      const RankFunction function{code, filter, functions_[job.function], job.first_worker, &run_state};
       const Plan plan = plan_for(job);
       if (plan.has_crew()) {
-        run_on<CrewRun<RankRunner, RankItems>>(function, plan);
+        run_on<CrewRun<RankRunner, RankItems>>(function, plan, run_state);
       } else {
-        run_on<PulledRun<RankRunner, RankItems>>(function, plan);
+        run_on<PulledRun<RankRunner, RankItems>>(function, plan, run_state);
       }
     } catch (...) {
       fail(std::current_exception());
@@ -449,13 +453,13 @@ class Rank {
   }
 
   template <class WhereItRuns>
-  void run_on(const RankFunction& function, const Plan& plan) {
+  void run_on(const RankFunction& function, const Plan& plan, const Run*& run_state) {
     while (!items_->ready() && stops_ == 0) {
       flush();
       if (!look()) pause_.pass(TimePoint::max());
     }
     if (items_->empty()) return;
-    std::optional<WhereItRuns> the_run;
+    WhereItRuns* the_run = nullptr;  // which needs listen() to be made
     TimePoint look_again = TimePoint::min();
     Pace pace{*this};
     int stops = 0;
@@ -480,10 +484,11 @@ class Rank {
       }
     };
     const RankRunner::Options options{out_, function.filter, listen};
-    WhereItRuns& run = the_run.emplace(*items_, function, options, plan);
+    WhereItRuns run{*items_, function, options, plan};
+    the_run = &run;
     RankRunner& runner = run.runner();
     runner.driver().look_again_at(look_again);
-    run_state_ = &runner.run();
+    run_state = &runner.run();
     const auto drive_until = [&](FunctionRef<bool()> enough) {
       const auto listened_enough = [&] {
         listen();
@@ -547,7 +552,6 @@ class Rank {
   const std::size_t rank_0_;
   const std::span<const RemoteFunction> functions_;
   const RankOptions options_;
-  const Run* run_state_ = nullptr;  // of the run that goes on
   Deputy deputy_;
   FrameSplitter in_;
   Bytes out_;
