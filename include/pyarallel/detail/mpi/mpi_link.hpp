@@ -47,8 +47,9 @@ class MpiLink final : public Link {
     if (!sending_.empty()) test_sent();
     if (delivered_ != nullptr) {
       Bytes& bytes = delivered_->front().bytes;
-      if (spare_received_.size() < most_spare && bytes.size() <= largest_spare)
+      if (spare_received_.size() < most_spare && bytes.size() <= largest_spare) {
         spare_received_.push_back(std::move(bytes));
+      }
       delivered_->pop_front();
       delivered_ = nullptr;
     }
