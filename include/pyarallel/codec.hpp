@@ -36,7 +36,7 @@
 #include <vector>
 
 #include "pyarallel/detail/fields.hpp"
-#include "pyarallel/detail/fmt.hpp"
+#include "pyarallel/detail/message.hpp"
 
 namespace pyarallel {
 
@@ -244,7 +244,7 @@ inline void append(Bytes& out, const void* data, std::size_t size) {
 
 /// The first `size` bytes, taken from `in`.
 inline std::span<const std::byte> take(std::span<const std::byte>& in, std::size_t size) {
-  if (size > in.size()) throw std::runtime_error(fmt::format("Codec: {} bytes expected, {} left", size, in.size()));
+  if (size > in.size()) throw std::runtime_error(message({"Codec: ", size, " bytes expected, ", in.size(), " left"}));
   const auto taken = in.first(size);
   in = in.subspan(size);
   return taken;
@@ -329,7 +329,7 @@ T decode_number(std::span<const std::byte>& in) {
 
 inline bool decode_bool(std::span<const std::byte>& in) {
   const auto value = std::to_integer<unsigned>(take(in, 1).front());
-  if (value > 1) throw std::runtime_error(fmt::format("Codec: a bool must be 0 or 1, got {}", value));
+  if (value > 1) throw std::runtime_error(message({"Codec: a bool must be 0 or 1, got ", value}));
   return value == 1;
 }
 
@@ -343,7 +343,7 @@ inline void decode_nothing(std::span<const std::byte>& in) {
 inline std::size_t decode_count(std::span<const std::byte>& in, std::size_t smallest = 1) {
   const auto count = decode_number<std::uint64_t>(in);
   if (count > in.size() / smallest) {
-    throw std::runtime_error(fmt::format("Codec: {} elements announced, only {} bytes left", count, in.size()));
+    throw std::runtime_error(message({"Codec: ", count, " elements announced, only ", in.size(), " bytes left"}));
   }
   return static_cast<std::size_t>(count);
 }
@@ -422,7 +422,7 @@ T decode_variant(std::span<const std::byte>& in, std::index_sequence<I...>) {
                    : false) ||
        ...));
   if (!value) {
-    throw std::runtime_error(fmt::format("Codec: a variant of {} has no alternative {}", sizeof...(I), index));
+    throw std::runtime_error(message({"Codec: a variant of ", sizeof...(I), " has no alternative ", index}));
   }
   return std::move(*value);
 }

@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-#include "pyarallel/detail/fmt.hpp"
+#include "pyarallel/detail/message.hpp"
 #include "pyarallel/detail/require.hpp"
 #include "pyarallel/error.hpp"
 #include "pyarallel/rate_limit.hpp"
@@ -17,18 +17,18 @@
 namespace pyarallel::detail {
 
 inline std::string text_of(const Retry& retry) {
-  return fmt::format("Retry({} attempts, backoff {} to {}{})", retry.attempts, text_of(retry.backoff),
-                     text_of(retry.max_delay), retry.jitter ? ", jitter" : "");
+  return message({"Retry(", retry.attempts, " attempts, backoff ", text_of(retry.backoff), " to ",
+                  text_of(retry.max_delay), retry.jitter ? ", jitter" : "", ")"});
 }
 
-inline std::string text_of(const Error& error) { return fmt::format("{}: {}", error.type_name(), error.what()); }
+inline std::string text_of(const Error& error) { return message({error.type_name(), ": ", error.what()}); }
 
 inline std::string text_of(const Failure& failure) {
-  return fmt::format("[{}] {}", failure.index, text_of(failure.error));
+  return message({"[", failure.index, "] ", text_of(failure.error)});
 }
 
 inline std::string text_of_result(std::size_t size, std::size_t failed, RunStatus status) {
-  std::string text = fmt::format("MapResult({} ok, {} failed", size - failed, failed);
+  std::string text = message({"MapResult(", size - failed, " ok, ", failed, " failed"});
   if (status != RunStatus::completed) text.append(", ").append(name_of(status));
   return text + ")";
 }

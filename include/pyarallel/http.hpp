@@ -152,7 +152,7 @@ inline std::optional<Duration> parse_retry_after(
   if (first == std::string_view::npos) return {};
   text = text.substr(first, text.find_last_not_of(blank) - first + 1);
 
-  if (std::ranges::all_of(text, [](char c) { return c >= '0' && c <= '9'; })) {
+  if (std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; })) {
     constexpr auto most = std::chrono::floor<std::chrono::seconds>(Duration::max()).count();
     std::chrono::seconds::rep seconds = 0;
     const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), seconds);
@@ -194,7 +194,7 @@ template <HasStatus E>
 std::optional<bool> has_listed_status(const Error& error, const std::vector<int>& statuses) {
   const E* exception = error.get_if<E>();
   if (exception == nullptr) return {};
-  return std::ranges::find(statuses, static_cast<int>(exception->status())) != statuses.end();
+  return std::find(statuses.begin(), statuses.end(), static_cast<int>(exception->status())) != statuses.end();
 }
 template <class E>
 std::optional<bool> has_listed_status(const Error&, const std::vector<int>&) {

@@ -23,7 +23,7 @@
 
 #include "pyarallel/detail/bucket.hpp"
 #include "pyarallel/detail/clock.hpp"
-#include "pyarallel/detail/fmt.hpp"
+#include "pyarallel/detail/message.hpp"
 #include "pyarallel/detail/process/shared_memory.hpp"
 #include "pyarallel/detail/require.hpp"
 
@@ -56,7 +56,7 @@ inline void check(const RateLimit& rate) {
 
 /// "RateLimit(10 per 1s, burst 5)"
 inline std::string text_of(const RateLimit& rate) {
-  return fmt::format("RateLimit({} per {}, burst {})", rate.count, text_of(rate.per), rate.burst);
+  return message({"RateLimit(", rate.count, " per ", text_of(rate.per), ", burst ", rate.burst, ")"});
 }
 
 inline std::shared_ptr<Bucket> bucket_of(const RateLimit& rate) {
@@ -163,7 +163,8 @@ class Limiter {
   void check_tokens(double tokens) const {
     detail::require(std::isfinite(tokens) && tokens > 0, "Limiter: tokens must be positive and finite, got ", tokens);
     if (tokens > rate_.burst) {
-      throw std::invalid_argument(fmt::format("Limiter: tokens must be <= burst ({}), got {}", rate_.burst, tokens));
+      throw std::invalid_argument(
+          detail::message({"Limiter: tokens must be <= burst (", rate_.burst, "), got ", tokens}));
     }
   }
 
@@ -228,10 +229,10 @@ inline std::string shared_name(std::string_view name) {
   };
   if (name.empty() || name.size() > 200 || !std::all_of(name.begin(), name.end(), allowed)) {
     throw std::invalid_argument(
-        fmt::format("Limiter: name must be 1 to 200 letters, digits, '.', '_' or '-', got \"{}\"", name));
+        message({"Limiter: name must be 1 to 200 letters, digits, '.', '_' or '-', got \"", name, "\""}));
   }
 #if PYARALLEL_HAS_NAMED_MEMORY
-  return fmt::format("/pyarallel.{}.{}", ::geteuid(), name);
+  return message({"/pyarallel.", ::geteuid(), ".", name});
 #else
   throw std::system_error(std::make_error_code(std::errc::function_not_supported),
                           "Limiter: this system has no shared memory with names");
@@ -247,17 +248,15 @@ inline std::shared_ptr<Bucket> named_bucket(std::string_view name, const RateLim
   auto& budget = *std::launder(reinterpret_cast<NamedBudget*>(memory.data()));
   if (!NamedBudget::agree(budget.layout, NamedBudget::this_layout)) {
     throw std::runtime_error(
-        fmt::format("Limiter: \"{0}\" is not a budget of this version of the library "
-                    "(shared memory \"{1}\"): Limiter::remove(\"{0}\") forgets it",
-                    name, path));
+        message({"Limiter: \"", name, "\" is not a budget of this version of the library (shared memory \"", path,
+                 "\"): Limiter::remove(\"", name, "\") forgets it"}));
   }
   if (!budget.agree(rate)) {
     const RateLimit stored = budget.stored_rate();
     const bool complete = stored.burst != 0;  // the last word; if not: somebody is about to, or was killed before
     throw std::invalid_argument(
-        fmt::format("Limiter: \"{0}\" exists with {1}, got {2}: "
-                    "Limiter::remove(\"{0}\") forgets it",
-                    name, complete ? text_of(stored) : "another rate", text_of(rate)));
+        message({"Limiter: \"", name, "\" exists with ", complete ? text_of(stored) : "another rate", ", got ",
+                 text_of(rate), ": Limiter::remove(\"", name, "\") forgets it"}));
   }
   return std::make_shared<Bucket>(nanoseconds_per_token(rate), rate.burst, std::move(memory), budget.state);
 #else

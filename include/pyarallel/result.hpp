@@ -207,14 +207,16 @@ struct Summary {
   }
 
   const Failure* failure_at(std::size_t index) const {
-    const auto found = std::ranges::lower_bound(failures, index, {}, &Failure::index);
+    const auto found = std::lower_bound(failures.begin(), failures.end(), index,
+                                        [](const Failure& failure, std::size_t i) { return failure.index < i; });
     return found != failures.end() && found->index == index ? &*found : nullptr;
   }
 
   Receipt receipt_at(std::size_t index, const Failure* failure) const {
     if (receipts) return receipts.get()[index];
     if (failure != nullptr && is_unrun(*failure)) return {};
-    const auto next = std::ranges::upper_bound(blocks, index, {}, &Block::first);
+    const auto next = std::upper_bound(blocks.begin(), blocks.end(), index,
+                                       [](std::size_t i, const Block& block) { return i < block.first; });
     return {.duration = next == blocks.begin() ? Duration{} : std::prev(next)->duration, .attempts = 1};
   }
 
@@ -243,7 +245,7 @@ inline void Summary::throw_on_failure() const {
 inline void Summary::throw_unless_whole() const {
   const auto explain = [this](const char* how) {
     const auto unrun = static_cast<std::size_t>(
-        std::ranges::count_if(failures, [this](const Failure& failure) { return is_unrun(failure); }));
+        std::count_if(failures.begin(), failures.end(), [this](const Failure& failure) { return is_unrun(failure); }));
     return std::string("the run ") + how + " after " + std::to_string(size - unrun) + " items" +
            (unrun > 0 ? ", " + std::to_string(unrun) + " never ran" : "") +
            ": these are partial results, read them with successes(), failures() or ok_values()";

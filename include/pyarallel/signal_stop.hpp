@@ -54,7 +54,7 @@ class SignalStop {
     try {
       for (const int signal : signals) {
         const auto is_it = [&](const Listener& other) { return other.signal == signal; };
-        if (std::ranges::any_of(listeners_, is_it)) continue;
+        if (std::any_of(listeners_.begin(), listeners_.end(), is_it)) continue;
         listeners_.push_back({signal, detail::CaughtSignal::of(signal).add(signal, inbox_)});
       }
     } catch (...) {

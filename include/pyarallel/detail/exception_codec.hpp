@@ -42,7 +42,7 @@
 #include <vector>
 
 #include "pyarallel/codec.hpp"
-#include "pyarallel/detail/fmt.hpp"
+#include "pyarallel/detail/message.hpp"
 #include "pyarallel/error.hpp"
 #include "pyarallel/http.hpp"
 
@@ -90,8 +90,7 @@ inline bool encode_error_code(const std::error_code& code, Bytes& out) {
 inline std::error_code decode_error_code(std::span<const std::byte>& in) {
   const auto categories = error_categories();
   const auto index = decode_number<std::uint8_t>(in);
-  if (index >= categories.size())
-    throw std::runtime_error(fmt::format("Codec: no error category has number {}", index));
+  if (index >= categories.size()) throw std::runtime_error(message({"Codec: no error category has number ", index}));
   return {decode_number<std::int32_t>(in), *categories[index]};
 }
 
@@ -307,7 +306,7 @@ bool encode_exception_as(const std::exception_ptr& exception, Bytes& out, int de
 }
 
 inline void check_all_read(std::span<const std::byte> body) {
-  if (!body.empty()) throw std::runtime_error(fmt::format("Codec: an exception leaves {} bytes", body.size()));
+  if (!body.empty()) throw std::runtime_error(message({"Codec: an exception leaves ", body.size(), " bytes"}));
 }
 
 template <class E, class Body>
@@ -473,11 +472,11 @@ inline void encode_exception(const std::exception_ptr& exception, Bytes& out, in
 
 inline std::exception_ptr decode_exception(std::span<const std::byte>& in, int depth) {
   if (depth > deepest_exception) {
-    throw std::runtime_error(fmt::format("Codec: exceptions are nested deeper than {}", deepest_exception));
+    throw std::runtime_error(message({"Codec: exceptions are nested deeper than ", deepest_exception}));
   }
   const auto flags = decode_number<std::uint8_t>(in);
   if (flags > (exception_is_nesting | exception_can_be_rebuilt)) {
-    throw std::runtime_error(fmt::format("Codec: an exception has no flags {}", flags));
+    throw std::runtime_error(message({"Codec: an exception has no flags ", flags}));
   }
   const auto nested = (flags & exception_is_nesting) != 0 ? decode_exception(in, depth + 1) : nullptr;
   auto type_name = decode<std::string>(in);

@@ -110,11 +110,12 @@ inline std::vector<CpuCgroup> cpu_cgroups(const std::string& root) {
   for (const auto line : split(*mounts, '\n')) {
     // "36 35 98:0 /root /mount/point options optional-fields... - type source super-options"
     const auto fields = split(line, ' ');
-    const auto dash = std::ranges::find(fields, "-");
+    const auto dash = std::find(fields.begin(), fields.end(), "-");
     if (fields.size() < 7 || fields.end() - dash < 4) continue;
     const bool v2 = dash[1] == "cgroup2";
     const auto has_cpu = [](std::string_view controllers) {
-      return std::ranges::count(split(controllers, ','), "cpu") > 0;
+      const auto names = split(controllers, ',');
+      return std::find(names.begin(), names.end(), "cpu") != names.end();
     };
     if (!v2 && !(dash[1] == "cgroup" && has_cpu(dash[3]))) continue;
     for (const auto membership : split(*memberships, '\n')) {

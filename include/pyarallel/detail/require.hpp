@@ -8,23 +8,23 @@
 #include <type_traits>
 
 #include "pyarallel/detail/clock.hpp"
-#include "pyarallel/detail/fmt.hpp"
+#include "pyarallel/detail/message.hpp"
 
 namespace pyarallel::detail {
 
 /// In the largest unit that shows it exactly: "5s", "1500ms", "-1ns".
 inline std::string text_of(Duration duration) {
   const auto count = duration.count();
-  if (count % 1'000'000'000 == 0) return fmt::format("{}s", count / 1'000'000'000);
-  if (count % 1'000'000 == 0) return fmt::format("{}ms", count / 1'000'000);
-  if (count % 1'000 == 0) return fmt::format("{}us", count / 1'000);
-  return fmt::format("{}ns", count);
+  if (count % 1'000'000'000 == 0) return message({count / 1'000'000'000, "s"});
+  if (count % 1'000'000 == 0) return message({count / 1'000'000, "ms"});
+  if (count % 1'000 == 0) return message({count / 1'000, "us"});
+  return message({count, "ns"});
 }
 
 template <class Number>
   requires std::is_arithmetic_v<Number>
 std::string text_of(Number number) {
-  return fmt::format("{}", number);
+  return message({number});
 }
 
 /// std::invalid_argument with `rule` and the value, unless `holds`.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <exception>
 #include <functional>
@@ -16,7 +17,7 @@
 #include <vector>
 
 #include "pyarallel/detail/clock.hpp"
-#include "pyarallel/detail/fmt.hpp"
+#include "pyarallel/detail/message.hpp"
 #include "pyarallel/detail/run/receipt.hpp"
 #include "pyarallel/error.hpp"
 #include "pyarallel/result.hpp"
@@ -120,7 +121,7 @@ inline void count_failures(const Summary& summary, SummaryFigures& figures) {
   order.reserve(kinds.size());
   for (const Entry& entry : kinds) order.push_back(&entry);
   const auto last = order.begin() + static_cast<std::ptrdiff_t>(std::min(shown, order.size()));
-  std::ranges::partial_sort(order, last, [](const Entry* a, const Entry* b) {
+  std::partial_sort(order.begin(), last, order.end(), [](const Entry* a, const Entry* b) {
     return a->second.count != b->second.count ? a->second.count > b->second.count
                                               : a->second.first[0] < b->second.first[0];
   });
@@ -176,7 +177,8 @@ inline std::string on_one_line(std::string_view text, std::size_t most) {
     } else if (byte == '\t') {
       line += "\\t";
     } else if (byte < 0x20 || byte == 0x7F) {
-      line += fmt::format("\\x{:02x}", static_cast<unsigned>(byte));
+      constexpr std::string_view digits = "0123456789abcdef";
+      line.append("\\x").append(1, digits[byte / 16U]).append(1, digits[byte % 16U]);
     } else {
       line += text[i];
     }
@@ -187,33 +189,38 @@ inline std::string on_one_line(std::string_view text, std::size_t most) {
 /// To three digits, in the unit that suits it: "17ns", "1.25ms", "3.5min".
 inline std::string short_text_of(Duration duration) {
   const auto count = duration.count();
-  if (count < 1000) return fmt::format("{}ns", count);
+  if (count < 1000) return message({count, "ns"});
   const auto ns = static_cast<double>(count);
   // Less than what would be rounded to a thousand, which takes four digits.
-  if (ns < 999.5e3) return fmt::format("{:.3g}us", ns / 1e3);
-  if (ns < 999.5e6) return fmt::format("{:.3g}ms", ns / 1e6);
-  if (ns < 60e9) return fmt::format("{:.3g}s", ns / 1e9);
-  if (ns < 999.5 * 60e9) return fmt::format("{:.3g}min", ns / 60e9);
-  return fmt::format("{:.0f}min", ns / 60e9);
+  if (ns < 999.5e3) return text_of_number(ns / 1e3, 3) + "us";
+  if (ns < 999.5e6) return text_of_number(ns / 1e6, 3) + "ms";
+  if (ns < 60e9) return text_of_number(ns / 1e9, 3) + "s";
+  if (ns < 999.5 * 60e9) return text_of_number(ns / 60e9, 3) + "min";
+  return message({std::llrint(ns / 60e9), "min"});
+}
+
+/// With blanks before it, `width` characters at least.
+inline std::string aligned(std::size_t number, std::size_t width) {
+  std::string digits = std::to_string(number);
+  if (digits.size() < width) digits.insert(0, width - digits.size(), ' ');
+  return digits;
 }
 
 inline std::string text_of_kinds(const SummaryFigures& figures) {
   constexpr std::size_t most_of_a_type = 100;
   constexpr std::size_t most_of_a_text = 200;
-  const auto width = fmt::format("{}", figures.kinds.front().second.count).size();
+  const auto width = std::to_string(figures.kinds.front().second.count).size();
   std::string text = "\nfailures:";
   for (const auto& [kind, group] : figures.kinds) {
-    text +=
-        fmt::format("\n  {:>{}} {}: {}\n  {:{}} at ", group.count, width, on_one_line(kind.type_name(), most_of_a_type),
-                    on_one_line(kind.text, most_of_a_text), "", width);
+    text += message({"\n  ", aligned(group.count, width), " ", on_one_line(kind.type_name(), most_of_a_type), ": ",
+                     on_one_line(kind.text, most_of_a_text), "\n  ", std::string(width, ' '), " at "});
     const std::size_t shown = std::min(group.count, group.first.size());
-    for (std::size_t i = 0; i < shown; ++i) text += fmt::format("{}{}", i == 0 ? "" : ", ", group.first[i]);
-    if (group.count > shown) text += fmt::format(", ... {} more", group.count - shown);
+    for (std::size_t i = 0; i < shown; ++i) text += message({i == 0 ? "" : ", ", group.first[i]});
+    if (group.count > shown) text += message({", ... ", group.count - shown, " more"});
   }
   if (figures.more_kinds > 0) {
-    text +=
-        fmt::format("\n  and {} more kind{}, of {} failure{}", figures.more_kinds, figures.more_kinds == 1 ? "" : "s",
-                    figures.more_failures, figures.more_failures == 1 ? "" : "s");
+    text += message({"\n  and ", figures.more_kinds, " more kind", figures.more_kinds == 1 ? "" : "s", ", of ",
+                     figures.more_failures, " failure", figures.more_failures == 1 ? "" : "s"});
   }
   return text;
 }
@@ -224,13 +231,13 @@ inline std::string text_of_attempts(const std::map<int, std::size_t>& attempts) 
   std::size_t shown = 0;
   for (auto entry = attempts.begin(); entry != attempts.end(); ++entry) {
     const auto& [number, items] = *entry;
-    text += fmt::format("{}{}", shown == 0 ? " " : ", ", number);
+    text += message({shown == 0 ? " " : ", ", number});
     if (++shown == most && std::next(entry) != attempts.end()) {
       std::size_t rest = 0;
       for (; entry != attempts.end(); ++entry) rest += entry->second;
-      return text + fmt::format(" or more: {}", rest);
+      return text + message({" or more: ", rest});
     }
-    text += fmt::format(": {}", items);
+    text += message({": ", items});
   }
   return text;
 }
@@ -240,28 +247,29 @@ inline std::string text_of_durations(std::vector<Duration>& durations) {
   const auto percentile = [&](std::size_t percent) {
     const auto rank = (durations.size() * percent + 99) / 100;
     const auto place = durations.begin() + static_cast<std::ptrdiff_t>(rank - 1);
-    std::ranges::nth_element(durations, place);
+    std::nth_element(durations.begin(), place, durations.end());
     return short_text_of(*place);
   };
   std::string text = "\ndurations:";
   for (const std::size_t percent : std::array<std::size_t, 3>{50, 90, 99})
-    text += fmt::format(" p{} {},", percent, percentile(percent));
-  return text + fmt::format(" max {} (nearest rank)", short_text_of(std::ranges::max(durations)));
+    text += message({" p", percent, " ", percentile(percent), ","});
+  return text +
+         message({" max ", short_text_of(*std::max_element(durations.begin(), durations.end())), " (nearest rank)"});
 }
 
 inline std::string text_of(SummaryFigures figures) {
   std::string status{name_of(figures.status)};
-  std::ranges::replace(status, '_', ' ');
-  std::string text = fmt::format("{} item{}: {}", figures.size, figures.size == 1 ? "" : "s", status);
+  std::replace(status.begin(), status.end(), '_', ' ');
+  std::string text = message({figures.size, " item", figures.size == 1 ? "" : "s", ": ", status});
 
   const std::size_t succeeded = figures.size - figures.failed - figures.never_ran - figures.interrupted;
   const auto width =
-      fmt::format("{}", std::max({succeeded, figures.failed, figures.never_ran, figures.interrupted})).size();
+      std::to_string(std::max({succeeded, figures.failed, figures.never_ran, figures.interrupted})).size();
   const auto add_outcome = [&](std::size_t count, std::string_view outcome, const std::string& why) {
     if (count == 0) return;
-    text += fmt::format("\n  {:>{}} {}{}{}", count, width, outcome, why.empty() ? "" : ": ", why);
+    text += message({"\n  ", aligned(count, width), " ", outcome, why.empty() ? "" : ": ", why});
   };
-  add_outcome(succeeded, "succeeded", figures.stored > 0 ? fmt::format("{} from the checkpoint", figures.stored) : "");
+  add_outcome(succeeded, "succeeded", figures.stored > 0 ? message({figures.stored, " from the checkpoint"}) : "");
   add_outcome(figures.failed, "failed", "");
   add_outcome(figures.never_ran, "never ran", figures.why_never_ran);
   add_outcome(figures.interrupted, "interrupted", figures.why_interrupted);

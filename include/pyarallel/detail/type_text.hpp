@@ -16,7 +16,7 @@
 #include <variant>
 
 #include "pyarallel/codec.hpp"
-#include "pyarallel/detail/fmt.hpp"
+#include "pyarallel/detail/message.hpp"
 #include "pyarallel/error.hpp"
 
 namespace pyarallel::detail {
@@ -49,7 +49,7 @@ std::string type_text() {
   if constexpr ((std::same_as<T, Above> || ...)) {
     return name;
   } else if constexpr (std::is_array_v<T>) {
-    return type_text<std::remove_extent_t<T>, T, Above...>() + fmt::format("[{}]", std::extent_v<T>);
+    return type_text<std::remove_extent_t<T>, T, Above...>() + "[" + std::to_string(std::extent_v<T>) + "]";
   } else if constexpr (UserCodec<T>) {
     return name;
   } else if constexpr (std::same_as<T, std::string>) {
@@ -60,7 +60,7 @@ std::string type_text() {
                        is_time_point<T>) {
     return name;
   } else if constexpr (is_std_array<T>) {
-    return fmt::format("std::array<{}, {}>", type_text<typename T::value_type, T, Above...>(), std::tuple_size_v<T>);
+    return message({"std::array<", type_text<typename T::value_type, T, Above...>(), ", ", std::tuple_size_v<T>, ">"});
   } else if constexpr (Map<T>) {
     return stem + "<" + type_text<typename T::key_type, T, Above...>() + ", " +
            type_text<typename T::mapped_type, T, Above...>() + ">";
@@ -72,7 +72,7 @@ std::string type_text() {
                        is_specialization<T, std::variant>) {
     return stem + "<" + parts_text<T, T, Above...>() + ">";
   } else if constexpr (PlainBytes<T>) {
-    return name + fmt::format(" of {} bytes", sizeof(T));
+    return message({name, " of ", sizeof(T), " bytes"});
   } else {
     return name + "{" + parts_text<fields_t<T>, T, Above...>() + "}";
   }

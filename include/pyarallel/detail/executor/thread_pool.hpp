@@ -244,7 +244,7 @@ class ThreadPool {
   }
 
   void remove(Job& job) {
-    open_jobs_.erase(std::ranges::find(open_jobs_, &job));
+    open_jobs_.erase(std::find(open_jobs_.begin(), open_jobs_.end(), &job));
     look_for_wanting_jobs();
   }
 
@@ -285,7 +285,7 @@ class ThreadPool {
   }
 
   Job* job_that_wants() {
-    const auto found = std::ranges::find_if(open_jobs_, [](const Job* job) { return job->wants(); });
+    const auto found = std::find_if(open_jobs_.begin(), open_jobs_.end(), [](const Job* job) { return job->wants(); });
     return found != open_jobs_.end() ? *found : nullptr;
   }
 
@@ -364,7 +364,7 @@ class ThreadPool {
 
   // Keeps what the spinning threads look at up to date.
   void look_for_wanting_jobs() {
-    const bool any = std::ranges::any_of(open_jobs_, [](const Job* job) { return job->wanted_ > 0; });
+    const bool any = std::any_of(open_jobs_.begin(), open_jobs_.end(), [](const Job* job) { return job->wanted_ > 0; });
     if (any != wanting_.load(std::memory_order_relaxed)) wanting_.store(any, std::memory_order_relaxed);
     if (!any) summoned_ = 0;
   }

@@ -215,7 +215,7 @@ class ForkedCrew final : public Crew {
     if (work.follows) {
       large_items_[item.place] = {item.bytes.begin(), item.bytes.end()};
     } else {
-      std::ranges::copy(item.bytes, place.begin());
+      std::copy(item.bytes.begin(), item.bytes.end(), place.begin());
     }
     queue_.offer(item.place);
     replace();
@@ -274,7 +274,7 @@ class ForkedCrew final : public Crew {
   }
 
   bool fork_one() {
-    const auto free = std::ranges::find_if(peers_, [](const Peer& peer) { return !peer.child.exists(); });
+    const auto free = std::find_if(peers_.begin(), peers_.end(), [](const Peer& peer) { return !peer.child.exists(); });
     const auto number = static_cast<std::size_t>(free - peers_.begin());
     Peer& peer = *free;
     const TimePoint now = clock().now();

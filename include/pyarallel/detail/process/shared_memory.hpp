@@ -34,7 +34,7 @@
 #define PYARALLEL_HAS_NAMED_MEMORY 0
 #endif
 
-#include "pyarallel/detail/fmt.hpp"
+#include "pyarallel/detail/message.hpp"
 #if PYARALLEL_HAS_NAMED_MEMORY
 #include "pyarallel/detail/process/descriptor.hpp"
 #endif
@@ -81,16 +81,16 @@ class SharedMemory {
     if (!file) throw failed("cannot open", name, errno);  // it is closed on exec: POSIX says so
     const struct stat about = about_file(file.get(), name);
     if (!S_ISREG(about.st_mode)) throw refused(name, "is not a regular file");
-    if (about.st_uid != ::geteuid()) throw refused(name, fmt::format("belongs to the user {}", about.st_uid));
+    if (about.st_uid != ::geteuid()) throw refused(name, message({"belongs to the user ", about.st_uid}));
     if ((about.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
-      throw refused(name, fmt::format("is open to other users (mode {:04o})", about.st_mode & 07777U));
+      throw refused(name, message({"is open to other users (mode ", octal(about.st_mode & 07777U), ")"}));
     }
-    if (about.st_size > static_cast<off_t>(size)) throw refused(name, fmt::format("has {} bytes", about.st_size));
+    if (about.st_size > static_cast<off_t>(size)) throw refused(name, message({"has ", about.st_size, " bytes"}));
     if (about.st_size < static_cast<off_t>(size)) {
       // Whoever made it was killed before it had its size, or is about to give it its size. Not so if it
       // has content and is still too short after that was read.
       if (!blank(file.get(), name) && about_file(file.get(), name).st_size < static_cast<off_t>(size)) {
-        throw refused(name, fmt::format("has {} bytes", about.st_size));
+        throw refused(name, message({"has ", about.st_size, " bytes"}));
       }
       grow(file.get(), name, size);
     }
@@ -115,12 +115,18 @@ class SharedMemory {
 
  private:
 #if PYARALLEL_HAS_NAMED_MEMORY
+  /// "0644"
+  static std::string octal(unsigned mode) {
+    std::string digits;
+    for (unsigned shift = 12; shift > 0; shift -= 3) digits += static_cast<char>('0' + ((mode >> (shift - 3)) & 7U));
+    return digits;
+  }
   static std::system_error failed(const char* doing, const std::string& name, int error) {
-    return {error, std::generic_category(), fmt::format("pyarallel: {} the shared memory \"{}\"", doing, name)};
+    return {error, std::generic_category(), message({"pyarallel: ", doing, " the shared memory \"", name, "\""})};
   }
   static std::runtime_error refused(const std::string& name, const std::string& why) {
     return std::runtime_error(
-        fmt::format("pyarallel: the shared memory \"{}\" {}: remove it or take another name", name, why));
+        message({"pyarallel: the shared memory \"", name, "\" ", why, ": remove it or take another name"}));
   }
 
   template <class Call>
@@ -140,7 +146,7 @@ class SharedMemory {
     std::array<std::byte, 4096> start{};
     const auto length = retried([&] { return ::pread(file, start.data(), start.size(), 0); });
     if (length < 0) throw failed("cannot read", name, errno);
-    return std::ranges::all_of(start, [](std::byte b) { return b == std::byte{0}; });
+    return std::all_of(start.begin(), start.end(), [](std::byte b) { return b == std::byte{0}; });
   }
 
   // Several at once do no harm: what is there keeps its content.

@@ -125,15 +125,13 @@ Plan make_plan(const Options& options, bool takes_task) {
     require(*options.max_tasks_per_worker >= 1, "max_tasks_per_worker must be >= 1, got ",
             *options.max_tasks_per_worker);
     if (plan.executor == Executor::thread) {
-      throw std::invalid_argument(
-          fmt::format("max_tasks_per_worker is for Executor::process only, got {} with Executor::thread",
-                      *options.max_tasks_per_worker));
+      throw std::invalid_argument(message({"max_tasks_per_worker is for Executor::process only, got ",
+                                           *options.max_tasks_per_worker, " with Executor::thread"}));
     }
   }
   if (options.worker_memory_limit && plan.executor == Executor::thread) {
-    throw std::invalid_argument(
-        fmt::format("worker_memory_limit is for Executor::process only, got {} with Executor::thread",
-                    *options.worker_memory_limit));
+    throw std::invalid_argument(message({"worker_memory_limit is for Executor::process only, got ",
+                                         *options.worker_memory_limit, " with Executor::thread"}));
   }
   plan.max_tasks_per_worker = options.max_tasks_per_worker;
   plan.worker_memory_limit = options.worker_memory_limit;

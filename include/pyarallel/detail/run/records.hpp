@@ -48,7 +48,7 @@ class Records {
         if (receipts_.at(index)->attempts > 0) ran(index, index + 1);
       }
     } else {
-      std::ranges::sort(blocks_, {}, &Block::first);
+      std::sort(blocks_.begin(), blocks_.end(), [](const Block& a, const Block& b) { return a.first < b.first; });
       for (const Block& block : blocks_) ran(block.first, block.first + block.count);
     }
     ran(size, size);
@@ -58,7 +58,7 @@ class Records {
   /// Everything, of a run with `size` items.
   void move_to(Summary& summary, std::size_t size) {
     if (single_) summary.receipts = receipts_.release_contiguous(size, [](std::size_t) { return true; });
-    std::ranges::sort(blocks_, {}, &Block::first);
+    std::sort(blocks_.begin(), blocks_.end(), [](const Block& a, const Block& b) { return a.first < b.first; });
     summary.blocks = std::move(blocks_);
   }
 

@@ -213,7 +213,7 @@ class Run {
     }
     if (!interrupted_.empty()) summary.interrupted = placeholder(summary.status, "was killed while it ran");
     for (const std::size_t index : interrupted_) failures_.push_back({index, Error{summary.interrupted}});
-    std::ranges::sort(failures_, {}, &Failure::index);
+    std::sort(failures_.begin(), failures_.end(), [](const Failure& a, const Failure& b) { return a.index < b.index; });
     summary.failures = std::move(failures_);
     return summary;
   }

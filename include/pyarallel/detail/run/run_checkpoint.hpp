@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "pyarallel/checkpoint_store.hpp"
-#include "pyarallel/detail/fmt.hpp"
+#include "pyarallel/detail/message.hpp"
 #include "pyarallel/detail/sip_hash.hpp"
 #include "pyarallel/error.hpp"
 
@@ -23,8 +23,8 @@ namespace pyarallel::detail {
 
 /// "17" or "'orders/17'"
 inline std::string text_of_key(const ItemKey& key) {
-  if (const auto* number = std::get_if<std::int64_t>(&key)) return fmt::format("{}", *number);
-  if (const auto* text = std::get_if<std::string>(&key)) return fmt::format("'{}'", *text);
+  if (const auto* number = std::get_if<std::int64_t>(&key)) return std::to_string(*number);
+  if (const auto* text = std::get_if<std::string>(&key)) return message({"'", *text, "'"});
   return "none";
 }
 
@@ -65,10 +65,8 @@ class RunCheckpoint {
     try {
       types_.decode_result(*bytes, place);
     } catch (const std::exception& e) {
-      throw CheckpointError(fmt::format(
-          "checkpoint: the stored result of item {} cannot be decoded: {}; if its Codec has changed, change "
-          "the version too, and use another file",
-          index, e.what()));
+      throw CheckpointError(message({"checkpoint: the stored result of item ", index, " cannot be decoded: ", e.what(),
+                                     "; if its Codec has changed, change the version too, and use another file"}));
     }
     return true;
   }
@@ -79,10 +77,8 @@ class RunCheckpoint {
     try {
       types_.encode_result(result, bytes_);
     } catch (const std::exception& e) {
-      throw CheckpointError(
-          fmt::format("checkpoint: the result of item {} cannot be stored: {}; a later run would repeat a call that "
-                      "succeeded, so this one ends",
-                      index, e.what()));
+      throw CheckpointError(message({"checkpoint: the result of item ", index, " cannot be stored: ", e.what(),
+                                     "; a later run would repeat a call that succeeded, so this one ends"}));
     }
     session_->add(key_of(index), fingerprints_[slot], bytes_);
   }
@@ -99,15 +95,14 @@ class RunCheckpoint {
 
   void check_key(std::size_t index) {
     if (std::holds_alternative<std::monostate>(keys_[index])) {
-      throw CheckpointError(fmt::format(
-          "checkpoint: item {} has no key: with item_key, each item must have one to store its result under", index));
+      throw CheckpointError(message({"checkpoint: item ", index,
+                                     " has no key: with item_key, each item must have one to store its result under"}));
     }
     const auto [other, is_new] = seen_.insert(index);
     if (is_new) return;
     throw CheckpointError(
-        fmt::format("checkpoint: items {} and {} have the same key, {}: one result would replace the "
-                    "other; keys must be unique with a checkpoint",
-                    *other, index, text_of_key(keys_[index])));
+        message({"checkpoint: items ", *other, " and ", index, " have the same key, ", text_of_key(keys_[index]),
+                 ": one result would replace the other; keys must be unique with a checkpoint"}));
   }
 
   ItemFingerprint fingerprint_of(std::size_t index, const void* item) {
@@ -115,7 +110,7 @@ class RunCheckpoint {
     try {
       types_.encode_item(item, bytes_);
     } catch (const std::exception& e) {
-      throw CheckpointError(fmt::format("checkpoint: item {} cannot be encoded: {}", index, e.what()));
+      throw CheckpointError(message({"checkpoint: item ", index, " cannot be encoded: ", e.what()}));
     }
     // The key is no secret: it only has to stay the same.
     SipHash128 hash{0x70796172616c6c65, 0x6c206974656d7321};
