@@ -1172,7 +1172,10 @@ namespace {
 bool limit_processes(rlim_t more) {
   if (getuid() == 0) {
     constexpr uid_t nobody = 65534;
-    if (setgroups(0, nullptr) != 0 || setgid(nobody) != 0 || setuid(nobody) != 0) return false;
+    // The limit counts all processes of a user: so one whom no test beside this one is.
+    const uid_t nobody_else = 1'000'000'000 + static_cast<uid_t>(getpid());
+    if (setgroups(0, nullptr) != 0 || setgid(nobody) != 0) return false;
+    if (setuid(nobody_else) != 0 && setuid(nobody) != 0) return false;
   }
   rlimit limit{};
   if (getrlimit(RLIMIT_NPROC, &limit) != 0) return false;
