@@ -234,9 +234,10 @@ class RemoteCrew final : public Crew {
     }
   }
 
-  /// Nothing waits any more that could still go out in time.
+  /// Nothing is under way any more that has its token, nor waits for one that comes in time. (Items that were sent may
+  /// not have begun there, and the end of the run would keep them from it.)
   void close_if_too_late() {
-    if (!too_late_.empty() && waiting_.empty() && ready_.empty()) run_->close(StopReason::timed_out);
+    if (!too_late_.empty() && waiting_.empty() && ready_.empty() && out_ == 0) run_->close(StopReason::timed_out);
   }
 
   /// There will be no further attempt, or none at all.
